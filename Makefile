@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients test-gpu api contract record lint notebooks bench results clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients test-gpu docs test-docs api contract record lint notebooks bench results clean
 
 install: .venv/.installed
 
@@ -78,6 +78,22 @@ define environment_on_top
 	touch $@
 endef
 
+# The documentation: builds the site, serves it on port 8000, and builds it again when a page changes. The variable silences an
+# advertisement of another package.
+SITE := NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs
+docs: .venv/.docs-installed
+	$(SITE) serve --livereload
+
+# Builds the site, which fails at a page that is missing, a dead link or an unknown citation; then runs the pages' examples and
+# checks the built site.
+test-docs: .venv/.docs-installed
+	$(SITE) build --quiet
+	$(TEST) tests/docs --site site
+
+.venv/.docs-installed: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 # Every module and callback under every way in which Lightning runs it; publishes what passed. The column `gpu` is that of the last
 # `make test-gpu`, whose results are committed.
 GPU_RESULTS := tests/contract/gpu_results.json
@@ -117,4 +133,4 @@ results: install
 	$(REPRODUCE)/uci.py --root $(DATA)/uci --out $(RESULTS)/uci --budget 20 --publish
 
 clean:
-	rm -rf .venv .venv-oldest .venv-clients .venv-bench runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-clients .venv-bench runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

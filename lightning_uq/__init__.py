@@ -1,4 +1,4 @@
-"""Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
+"""Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), every output has shape [Z, B, ...]."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -183,7 +183,7 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> Any:
-    """A room or a public name, loaded at its first use, so that the command line can print its help without loading torch and Lightning."""
+    """Load a subpackage or a public name at its first use, so that the command line can print its help without torch and Lightning."""
     if name in _ROOMS:
         return import_module(f"lightning_uq.{name}")
     if name in __all__:

@@ -1,6 +1,6 @@
-"""Every private name of Lightning that this package uses, each with the reason why no public one does.
+"""All private names of Lightning that this package uses, each with the reason why no public name serves.
 
-``tests/test_lightning_private.py`` fails where a release of Lightning drops one.
+``tests/test_lightning_private.py`` fails if a Lightning release drops one of them.
 """
 
 from typing import Any
@@ -28,73 +28,73 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_uq.lightning_trees import in_tree_of, is_instance
 
-# Refuses to be called on an instance, as the `load_from_checkpoint` of Lightning does. An override needs the same decorator.
+# Like Lightning's own `load_from_checkpoint`, it refuses to be called on an instance. An override needs the same decorator.
 restricted_classmethod = _restricted_classmethod
 
-# Whether an optimizer unscales gradients within its step, as a fused one does. Only the precision plugin asks it.
+# Whether an optimizer unscales gradients inside its step, as fused ones do. Only the precision plugin asks for this.
 optimizer_handles_unscaling = _optimizer_handles_unscaling
 
-# How Lightning reads what `configure_optimizers` returns, and what it refuses. Its public entry point takes a Trainer and its module,
-# and a member of an ensemble has no Trainer of its own.
+# Reads and checks what `configure_optimizers` returns. The public entry point takes a Trainer and its module, but a member of an
+# ensemble has no Trainer of its own.
 configure_optimizers = _configure_optimizers
 configure_schedulers = _configure_schedulers_automatic_opt
 check_optimizers_attached = _validate_optimizers_attached
 
 
 def check_scheduler_api(configs: list[LRSchedulerConfig], member: LightningModule) -> None:
-    """Refuse schedulers as Lightning does. Its function asks whether the member overrides a hook of its own tree's class."""
+    """Refuse schedulers as Lightning does, with the check of the member's class tree, which looks for overrides of that tree's hook."""
     in_tree_of(member, _validate_scheduler_api)(configs, member)
 
 
 def is_local_path(path: str) -> bool:
-    """Whether a path lies on this machine's file system.
+    """Whether a path is on this machine's file system.
 
-    The plugin that writes checkpoints atomically renames files, which only a local file system does at once. Lightning
-    decides by this function where to write, and fsspec's own parser differs from it on Windows.
+    The plugin that writes checkpoints atomically renames files, which is atomic on local file systems only. Lightning uses this
+    function to decide where to write. fsspec's own parser gives other answers on Windows.
     """
     return bool(_is_local_file_protocol(path))
 
 
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """The checkpoint that ``trainer.save_checkpoint`` would write, before it is written.
+    """The checkpoint that ``trainer.save_checkpoint`` would write.
 
-    The public method writes the file itself, with the weights of an averaging callback and without a place for ours.
+    The public method writes the file itself: with the weights of an averaging callback, and without a hook for our entries.
     """
     checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     return checkpoint
 
 
 def before_transfer(module: LightningModule, batch: Any) -> Any:
-    """A batch after the module's ``on_before_batch_transfer``, called as Lightning calls it.
+    """Apply the module's ``on_before_batch_transfer`` to a batch, as Lightning does.
 
-    The public hook needs the number of the loader, and the data module may override it; this finds the owner.
+    The public hook needs the loader's number, and the data module may override it; this function finds the owner.
     """
     return module._on_before_batch_transfer(batch)
 
 
 def transferred(module: LightningModule, batch: Any, device: Any) -> Any:
-    """A batch after all the module's transfer hooks, without a Trainer: ``strategy.batch_to_device`` needs one."""
+    """Apply all of the module's transfer hooks to a batch, without a Trainer: ``strategy.batch_to_device`` needs one."""
     return module._apply_batch_transfer_handler(before_transfer(module, batch), device=device)
 
 
 def trainer_of(module: Any) -> Trainer | None:
-    """The module's Trainer, or None: the public ``trainer`` raises where there is none."""
+    """The module's Trainer, or None. The public ``trainer`` property raises if there is none."""
     trainer: Trainer | None = getattr(module, "_trainer", None)
     return trainer
 
 
 def training_source(trainer: Trainer) -> Any:
-    """What gives the training loader: ``trainer.train_dataloader`` is None until the training begins."""
+    """The source of the training loader: ``trainer.train_dataloader`` is None until training begins."""
     return trainer.fit_loop._data_source
 
 
 def validation_source(trainer: Trainer) -> Any:
-    """What gives the validation loaders of a training: ``trainer.val_dataloaders`` is None until it begins."""
+    """The source of the validation loaders during ``fit``: ``trainer.val_dataloaders`` is None until training begins."""
     return trainer.fit_loop.epoch_loop.val_loop._data_source
 
 
 def users_sampler(sampler: Any) -> Any:
-    """The user's own sampler inside a distributed one, or None where there is none.
+    """The user's own sampler inside a distributed sampler, or None if there is none.
 
     Lightning wraps the sampler as a data set (``_DatasetSamplerWrapper``) and has no public way back.
     """
@@ -103,7 +103,7 @@ def users_sampler(sampler: Any) -> Any:
 
 
 def starts_processes(trainer: Trainer) -> bool:
-    """Whether the ranks are child processes, which end without a word when one fails.
+    """Whether the ranks are child processes, which exit silently if one of them fails.
 
     The launcher is a public attribute of the strategy, but its class is private.
     """
@@ -111,9 +111,9 @@ def starts_processes(trainer: Trainer) -> bool:
 
 
 def average_model(callback: Any) -> Any:
-    """The copy of the module in which an averaging callback keeps its average, or None.
+    """The copy of the module in which an averaging callback keeps its average, or None if it has none yet.
 
-    Both averaging callbacks of Lightning keep it under this name, and neither shows it.
+    Both averaging callbacks of Lightning keep it under this private name.
     """
     average = getattr(callback, "_average_model", None)
     return average.module if isinstance(average, AveragedModel) else average
@@ -122,7 +122,7 @@ def average_model(callback: Any) -> Any:
 def are_hyperparameters_given() -> bool:
     """Whether the command line has set the hyper-parameters of the module that is being built.
 
-    LightningCLI passes them past the constructor, and shows it nowhere else.
+    LightningCLI passes them around the constructor, and this is the only trace.
     """
     return _given_hyperparameters.get() is not None
 
@@ -130,7 +130,7 @@ def are_hyperparameters_given() -> bool:
 def name_hyperparameters(module: LightningModule) -> None:
     """Mark saved hyper-parameters as keyword arguments of the constructor, for ``load_from_checkpoint``.
 
-    ``save_hyperparameters`` finds this name in the frame of a constructor; a dictionary that is passed to it has none.
+    ``save_hyperparameters`` finds this name in a constructor's frame, but not if it is passed a dictionary.
     """
     module._hparams_name = "kwargs"  # type: ignore[assignment]  # untyped in Lightning
 
@@ -138,41 +138,41 @@ def name_hyperparameters(module: LightningModule) -> None:
 def hyperparameters_name(module: LightningModule) -> str | None:
     """The name that :func:`name_hyperparameters` or ``save_hyperparameters`` gave to the saved hyper-parameters.
 
-    A checkpoint holds it beside the hyper-parameters, and Lightning writes it only for the module that it trains.
+    A checkpoint stores it beside the hyper-parameters. Lightning writes it only for the module that it trains.
     """
     name: str | None = getattr(module, "_hparams_name", None)
     return name
 
 
 def has_replaced_schedulers(averaging: StochasticWeightAveraging) -> bool:
-    """Whether stochastic weight averaging resumes after it replaced the module's schedulers by its own.
+    """Whether stochastic weight averaging resumes after it replaced the module's schedulers with its own.
 
-    It then expects none of them, since their states are not in the checkpoint, and shows that nowhere.
+    It then expects no schedulers, since their states are not in the checkpoint. No public attribute tells.
     """
     return averaging._scheduler_state is not None
 
 
 def lightning_optimizer(optimizer: Optimizer | LightningOptimizer, strategy: Strategy) -> LightningOptimizer:
-    """An optimizer as ``self.optimizers()`` returns it: wrapped (where it is not yet), and tied to the strategy.
+    """An optimizer as ``self.optimizers()`` returns it: wrapped if it is not yet, and tied to the strategy.
 
-    The public constructor has no argument for the strategy, without which a step raises.
+    The public constructor has no argument for the strategy, and a step without one raises.
     """
     wrapped: LightningOptimizer = LightningOptimizer._to_lightning_optimizer(optimizer, strategy)
     return wrapped
 
 
 def after_closure(precision: Precision, module: LightningModule, optimizer: Optimizer) -> None:
-    """What a precision plugin does between the closure and the step: the hook before the step, and gradient clipping.
+    """Run what a precision plugin runs between closure and step: the hook before the step, and gradient clipping.
 
-    The plugin's public ``optimizer_step`` steps as well, with one search for infinite gradients for all members.
+    The plugin's public ``optimizer_step`` also steps, and searches for infinite gradients once for all members.
     """
     precision._after_closure(module, optimizer)
 
 
 def learning_rate_names(finder: LearningRateFinder) -> tuple[str, ...]:
-    """The attributes, one of which a learning rate finder will set; none if it only suggests a rate.
+    """The attributes of which a learning rate finder sets one; empty if it only suggests a rate.
 
-    The finder shows its own arguments nowhere else.
+    The finder has no public attribute for its arguments.
     """
     if not finder._update_attr:
         return ()
@@ -180,15 +180,15 @@ def learning_rate_names(finder: LearningRateFinder) -> tuple[str, ...]:
 
 
 def batch_size_name(finder: BatchSizeFinder) -> str:
-    """The attribute that a batch size finder will set; it shows that nowhere else."""
+    """The attribute that a batch size finder sets; the finder has no public name for it."""
     return finder._batch_arg_name
 
 
 def state_key(callback: Callback, **arguments: Any) -> str:
-    """A key for a callback's state that tells two of a class apart, in Lightning's own format."""
+    """A key for a callback's state that distinguishes two callbacks of one class, in Lightning's own format."""
     return callback._generate_state_key(**arguments)
 
 
 def is_compiled(module: object) -> bool:
-    """Whether the steps of a LightningModule were compiled: ``torch.compile`` of the whole gives a module that says so here alone."""
+    """Whether a LightningModule was compiled as a whole: ``torch.compile(module)`` returns a module that shows it only here."""
     return getattr(module, "_compiler_ctx", None) is not None

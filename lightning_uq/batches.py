@@ -1,4 +1,4 @@
-"""What a batch holds, and which of its rows count."""
+"""Reading a batch: its input, target, weights and positions, and which of its rows count."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from lightning_uq.errors import InputError, without_period
 from lightning_uq.guessing import report_guess
 
 TARGET_NAMES = ("target", "targets", "label", "labels", "y", "mask")
-"""Names under which a batch may hold its target."""
+"""Keys under which a batch may hold its target."""
 
 
 def unpack_batch(
@@ -23,18 +23,18 @@ def unpack_batch(
 ) -> tuple[Any, Tensor | None]:
     """Input and target of a batch: ``(x, y)`` or longer, a bare ``x``, or a mapping with ``input`` (and ``target``).
 
-    Other names are read where only one reading is plain, which is reported once. The target is under ``target``, ``targets``,
-    ``label``, ``labels``, ``y`` or ``mask``, in a mapping, a named tuple or an object such as a graph. The input of a mapping is
-    the only other tensor, or the arguments of the network's ``forward``. Of three or more elements, the second is the target.
+    Other keys are read if only one reading is plausible, and that reading is reported once. The target's key may be ``target``,
+    ``targets``, ``label``, ``labels``, ``y`` or ``mask``, in a mapping, a named tuple or an object such as a graph. A mapping's input
+    is its only other tensor, or the arguments of the network's ``forward``. In three or more elements, the second is the target.
 
     Args:
         batch: The batch.
         signature: The signature of the network's ``forward``.
         allows_whole: Whether a mapping that cannot be read is an input as a whole, without a target.
-        about: The module whose batch it is, which is told what is assumed.
+        about: The module that the batch is for. Guesses are reported once per module.
 
     Raises:
-        InputError: A mapping that cannot be read, or an empty sequence.
+        InputError: The batch is a mapping that cannot be read, or an empty sequence.
 
     Example:
         >>> unpack_batch({"input": torch.zeros(2, 3)})[1] is None
@@ -57,20 +57,20 @@ def unpack_batch(
             raise InputError("A batch must hold an input, but it is an empty sequence.")
         name = _target_name(getattr(batch, "_fields", ()))
         if name is not None:
-            return batch[0], _reported(batch, name, about)
+            return batch[0], _target_attribute(batch, name, about)
         if len(batch) > 2:
             _report_second(batch, about)
         return batch[0], batch[1] if len(batch) > 1 else None
     if isinstance(batch, Tensor):
         return batch, None
     name = _target_name([name for name in TARGET_NAMES if isinstance(getattr(batch, name, None), Tensor)])
-    return batch, None if name is None else _reported(batch, name, about)
+    return batch, None if name is None else _target_attribute(batch, name, about)
 
 
 def _input_and_target(
     batch: Mapping[Any, Any], signature: Signature | None, about: object | None
 ) -> tuple[Any, Tensor | None] | None:
-    """Input and target of a mapping, where its keys are plain; None where they are not."""
+    """Input and target of a mapping; None if its keys are ambiguous."""
     target = "target" if "target" in batch else _target_name([key for key, v in batch.items() if isinstance(v, Tensor)])
     y = None if target is None else batch[target]
     if "input" in batch:
@@ -98,12 +98,12 @@ def _input_and_target(
 
 
 def _target_name(names: Iterable[Any]) -> str | None:
-    """The one name among these that a target has; None if there is none, or several."""
+    """The one name among these that a target has; None if there is none, or if there are several."""
     found = [name for name in names if isinstance(name, str) and name.lower() in TARGET_NAMES]
     return found[0] if len(found) == 1 else None
 
 
-def _reported(batch: Any, name: str, about: object | None) -> Any:
+def _target_attribute(batch: Any, name: str, about: object | None) -> Any:
     if getattr(batch, "_fields", ("", name))[1:2] != (name,):
         report_guess(
             f"The target of a {type(batch).__name__} is read from its `{name}`. If it is another, pass `unpack_batch`, a function "
@@ -126,7 +126,7 @@ def _report_batch(inputs: list[str], target: str | None, about: object | None) -
 
 
 def _report_second(batch: Any, about: object | None) -> None:
-    """Report that the second of several elements is the target; in doubt if a later one could be it too."""
+    """Report that the second of several elements is read as the target; warn if a later one could be the target too."""
     x, y, *others = batch
     rows = num_rows(x, others)
     is_plain = isinstance(y, Tensor) and y.ndim > 0 and len(y) == rows and not y.is_floating_point()
@@ -146,17 +146,17 @@ def _is_label(value: Any, rows: int | None) -> bool:
 
 
 def sample_index(batch: Any) -> Tensor | None:
-    """The rows' positions in the data set, where the batch carries them: a key ``index``, or from ``data.Indexed``."""
+    """The rows' positions in the data set, if the batch carries them: from the key ``index`` or ``data.Indexed``."""
     index = batch.get("index") if isinstance(batch, Mapping) else getattr(batch, "index", None)
     known = isinstance(batch, Mapping | IndexedSample)
     return index if known and isinstance(index, Tensor) and not index.is_floating_point() else None
 
 
 def sample_weights(batch: Any) -> Tensor | None:
-    """The samples' weights in the training loss [B], where a mapping carries them under ``weight``.
+    """The samples' weights in the training loss [B], if the batch is a mapping with the key ``weight``.
 
     Raises:
-        InputError: A weight is negative, not finite, or there is not one per sample.
+        InputError: A weight is negative or not finite, or the number of weights is not the number of samples.
 
     Example:
         >>> sample_weights({"input": torch.zeros(2, 3), "weight": torch.tensor([1.0, 0.5])})
@@ -177,7 +177,7 @@ def sample_weights(batch: Any) -> Tensor | None:
 
 
 def known_sample_index(batch: Any, argument: str) -> Tensor:
-    """The samples' positions; raises an error that names ``argument`` if the batch has none.
+    """The samples' positions in the data set; the error for a batch without positions names ``argument``.
 
     Raises:
         InputError: The batch has no positions.
@@ -192,7 +192,7 @@ def known_sample_index(batch: Any, argument: str) -> Tensor:
 
 
 def num_rows(x: Any, y: Any = None) -> int | None:
-    """Number of rows of a batch: of the input's first tensor, else of the target; None where neither tells, as for a lone graph.
+    """Number of rows of a batch: of the input's first tensor, else of the target. None if neither has rows, as for a lone graph.
 
     Example:
         >>> num_rows([torch.zeros(3, 2)]), num_rows(object(), torch.zeros(4)), num_rows(object())
@@ -205,7 +205,7 @@ def num_rows(x: Any, y: Any = None) -> int | None:
 
 
 def own_batch(batch: Any) -> Any:
-    """A copy of a batch with its own containers, objects and tensors; two names of one tensor stay so.
+    """A copy of a batch with its own containers, objects and tensors. Two references to one tensor stay one tensor.
 
     Raises:
         InputError: The batch holds something that cannot be copied.
@@ -218,26 +218,26 @@ def own_batch(batch: Any) -> Any:
         >>> batch["x"]
         tensor([1., 1.])
     """
-    # A deep copy of a tensor that is a slice would copy all of its storage.
+    # `deepcopy` of a tensor slice would copy the whole storage.
     leaves = torch.utils._pytree.tree_leaves(batch)
     clones = {id(leaf): leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)}
     try:
         return copy.deepcopy(batch, clones)
     except Exception as error:
         raise InputError(
-            f"A batch of type {type(batch).__name__} cannot be copied: {without_period(error)}. It is copied because a step may change it in "
-            "place. Return tensors in plain containers from the data set, or define `__deepcopy__`."
+            f"A batch of type {type(batch).__name__} cannot be copied: {without_period(error)}. The copy protects it from steps that "
+            "change it in place. Return tensors in plain containers from the data set, or define `__deepcopy__`."
         ) from error
 
 
 def check_not_empty(trainer: Trainer, stage: str) -> None:
     """Raise an error for an empty loader at the end of a stage (``"fit"``, ``"validate"``, ``"test"``, ``"predict"``).
 
-    Lightning itself ends such a stage without a message. On several ranks, iterable data sets are not checked, because a rank
-    may have no rows.
+    Lightning itself ends such a stage silently. Iterable data sets on several ranks are not checked, because a rank may have
+    no rows.
 
     Raises:
-        InputError: No loader of the stage gave a batch.
+        InputError: No loader of the stage yielded a batch.
     """
     loop: Any
     argument, limit, numbers, loop = {
@@ -246,7 +246,7 @@ def check_not_empty(trainer: Trainer, stage: str) -> None:
         "test": ("dataloaders", trainer.limit_test_batches, trainer.num_test_batches, trainer.test_loop),
         "predict": ("dataloaders", trainer.limit_predict_batches, trainer.num_predict_batches, trainer.predict_loop),
     }[stage]
-    if stage == "fit":  # an epoch may never have begun, where none was asked for
+    if stage == "fit":  # there may have been no epoch, as with max_epochs=0
         read = loop.epoch_loop.batch_progress.total.ready or not loop.epoch_progress.total.ready
     else:
         read = loop.batch_progress.current.ready
@@ -255,11 +255,11 @@ def check_not_empty(trainer: Trainer, stage: str) -> None:
 
 
 def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Positions [size] of a batch's rows in the data set, and the mask of those that are not padding.
+    """Positions [size] of a batch's rows in the data set, and a mask of the rows that are not padding.
 
-    Lightning's evaluation sampler repeats rows until every rank has as many: 5 samples on 2 ranks are counted as 6. Row j
-    of rank r stands at r + j R in the data set, so it is a repeat where that reaches the set's length. The sampler itself
-    is left alone, so that ranks keep equal numbers of batches and a user's own collectives still match.
+    Lightning's evaluation sampler repeats rows until all ranks have the same number: 5 samples on 2 ranks count as 6. Row j of
+    rank r has position r + j R in the data set, so it is a repeat if that is at least the set's length. The sampler itself is
+    not changed, so ranks keep equal numbers of batches and a user's own collectives still match.
 
     Returns:
         ``(position, keep)``, or ``(None, None)`` for a loader without a distributed sampler.
@@ -275,14 +275,14 @@ def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Te
     drawn = min(per_batch, max(0, len(sampler) - batch_idx * per_batch))
     if size != drawn:
         raise InputError(
-            f"A batch of {drawn} samples gave {size} rows, so the rows with which the distributed sampler pads cannot be recognised. "
-            "Share the data out yourself, with `Trainer(use_distributed_sampler=False)`."
+            f"A batch of {drawn} samples gave {size} rows, so the padding rows of the distributed sampler cannot be recognised. Split the "
+            "data between ranks yourself, with `Trainer(use_distributed_sampler=False)`."
         )
     position = sampler.rank + (batch_idx * per_batch + torch.arange(size)) * sampler.num_replicas
     return position, position < len(sampler.dataset)  # type: ignore[arg-type]
 
 
 def unpadded_rows(loader: Any, batch_idx: int, size: int) -> Tensor | None:
-    """Mask [size] of the rows that are not a distributed sampler's padding; None where all of them count."""
+    """Mask [size] of the rows that are not padding of a distributed sampler; None if all rows count."""
     _, keep = distributed_rows(loader, batch_idx, size)
     return None if keep is None or bool(keep.all()) else keep

@@ -1,4 +1,4 @@
-"""Checkpoint files: read as weights and plain data alone, written whole or not at all."""
+"""Checkpoint files: only weights and plain data are read, and a file is written whole or not at all."""
 
 import io
 import re
@@ -27,43 +27,43 @@ from lightning_uq.writing import replacing
 _MUST = "`path` must name a checkpoint"
 
 LIGHTNING_VERSION = "pytorch-lightning_version"
-"""A key of every checkpoint of Lightning's. A module's hook may have put its weights under another key than ``state_dict``."""
+"""A key of every Lightning checkpoint. The weights may have another key than ``state_dict``, if a hook moved them."""
 
 TRUST = "Pass `weights_only=False` if you trust the file."
-"""What a function that has such an argument says of objects other than weights and plain data."""
+"""The advice that ends an error about refused objects, for functions with the argument ``weights_only``."""
 
 
 @contextmanager
 def reading(path: str | Path, must: str = _MUST, if_refused: str = "") -> Iterator[None]:
-    """Raise an :class:`InputError` that begins with ``must`` and names the file if its body cannot read it.
+    """Turn errors of the body into an :class:`InputError` that begins with ``must`` and names the file.
 
     It ends with ``if_refused`` if the file holds objects that ``weights_only=True`` refuses.
     """
     try:
         yield
-    except Exception as error:  # a damaged file raises anything at all
+    except Exception as error:  # a damaged file can raise any exception
         raise InputError(f"{must}, but {path} cannot be read: {_reason(error, if_refused)}") from error
 
 
 def read_file(path: str | Path, must: str = _MUST, *, if_refused: str = "", weights_only: bool = True) -> Any:
-    """Read what ``torch.save`` wrote, on the CPU. Pickled code in it is refused, not run.
+    """Read a file of ``torch.save`` onto the CPU. Pickled code in it is refused, not run.
 
     Args:
         path: The file, on this machine or on a file system that fsspec knows.
-        must: Beginning of the error: what the file must be.
-        if_refused: End of the error about objects other than weights and plain data: what to do.
+        must: Start of the error message: what the file must be.
+        if_refused: End of the error message about objects other than weights and plain data: what to do.
         weights_only: False also runs code that is pickled in the file.
 
     Raises:
         InputError: The file is missing or damaged, or holds objects other than weights and plain data.
     """
     with reading(path, must, if_refused), warnings.catch_warnings(), _opened(path) as file:
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is no pickle
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # raised for files that are not pickles
         return torch.load(file, map_location="cpu", weights_only=weights_only)
 
 
 def _opened(path: str | Path) -> AbstractContextManager[Any]:
-    """What ``torch.load`` reads: a local path itself, or an open file of the remote file system."""
+    """The argument of ``torch.load``: a local path itself, or an open file of a remote file system."""
     if is_local_path(str(path)):
         return nullcontext(path)
     opened: AbstractContextManager[Any] = get_filesystem(path).open(str(path), "rb")
@@ -71,7 +71,7 @@ def _opened(path: str | Path) -> AbstractContextManager[Any]:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file at a local path, or at one that fsspec knows (``s3://...``); nothing is asked of a web address.
+    """Whether a file exists at a local path, or at a path that fsspec knows (``s3://...``). Web addresses are not queried.
 
     Example:
         >>> is_file("memory://bucket/missing.ckpt"), is_file(__file__)
@@ -106,17 +106,17 @@ def beside(path: str | Path, name: str) -> str:
 
 def _reason(error: Exception, if_refused: str) -> str:
     text = str(error).strip()
-    # torch's own words recommend `weights_only=False`.
+    # torch's own message recommends `weights_only=False`.
     if (refused := re.search(r"GLOBAL (\S+)", text)) is not None:
         return f"it holds {refused[1]}, which is neither weights nor plain data; nothing in it was run. {if_refused}".rstrip()
     if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
         return f"{error.strerror}."
     detail = "" if text.startswith("Weights only load failed") else text.partition("\n")[0][:100]
-    return f"it is damaged, or no file that torch wrote ({type(error).__name__}{detail and ': '}{detail})."
+    return f"it is damaged, or torch did not write it ({type(error).__name__}{detail and ': '}{detail})."
 
 
 def read_checkpoint(path: str | Path, must: str = _MUST, *, if_refused: str = "") -> dict[str, Any]:
-    """A Lightning checkpoint, read as :func:`read_file` reads.
+    """Read a Lightning checkpoint, by :func:`read_file`.
 
     Raises:
         InputError: The file cannot be read, or is not a checkpoint.
@@ -128,10 +128,10 @@ def read_checkpoint(path: str | Path, must: str = _MUST, *, if_refused: str = ""
 
 
 def read_weights(path: str | Path, must: str = _MUST, *, weights_only: bool = True) -> dict[str, Any]:
-    """A Lightning checkpoint, or a file that holds a state dict alone, as a mapping with a ``state_dict``.
+    """Read a Lightning checkpoint, or a file that holds only a state dict, as a mapping with a ``state_dict``.
 
     Raises:
-        InputError: The file cannot be read as :func:`read_file` reads, or holds no weights.
+        InputError: :func:`read_file` cannot read the file, or it holds no weights.
     """
     content = read_file(path, must, if_refused=TRUST, weights_only=weights_only)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
@@ -145,7 +145,7 @@ def read_weights(path: str | Path, must: str = _MUST, *, weights_only: bool = Tr
 
 
 def hyperparameter_entries(module: LightningModule) -> dict[str, Any]:
-    """The entries of a checkpoint for a module's hyper-parameters, as Lightning writes them for the module that it trains.
+    """The entries for a module's hyper-parameters in a checkpoint, as Lightning writes them for the module that it trains.
 
     Example:
         >>> class Lit(LightningModule):
@@ -170,11 +170,11 @@ def hyperparameter_entries(module: LightningModule) -> dict[str, Any]:
 
 
 _ENTRIES_AS_A_WHOLE = ("hyper_parameters", "datamodule_hyper_parameters", "callbacks")
-"""Keys of a checkpoint whose entries are kept or left out as a whole: a part of an argument, or of a state, is another one."""
+"""Keys of a checkpoint whose entries are kept or left out as a whole: part of an argument or a state would mean something else."""
 
 
 def plain_part(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The part of a checkpoint that loads under ``weights_only=True``, and the names of what is left out.
+    """The part of a checkpoint that loads under ``weights_only=True``, and the names of the entries that are left out.
 
     Mappings and sequences of other classes become dictionaries and lists.
 
@@ -187,7 +187,7 @@ def plain_part(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 
 
 def _plain_parts(value: Any, name: str, left_out: list[str]) -> Any:
-    """The plain form of a value, without those entries of its mappings that have none; their names are added to ``left_out``."""
+    """The plain form of a value. Entries of mappings that have no plain form are dropped, and their names added to ``left_out``."""
     try:
         return _plain(value)
     except _NotPlainError:
@@ -210,7 +210,7 @@ class _NotPlainError(Exception):
 
 
 def _plain(value: Any) -> Any:
-    """The plain form of a value: itself if it is plain, and a dictionary, list or number in place of another class of them."""
+    """The plain form of a value: a plain value itself, or a plain dictionary, list or number for a subclass of them."""
     if value is None or type(value) in (str, int, float, bool, Tensor, nn.Parameter):
         return value
     if isinstance(value, np.generic):
@@ -228,23 +228,23 @@ def _plain(value: Any) -> Any:
 
 
 def _is_readable(value: Any) -> bool:
-    """Whether ``weights_only=True`` reads a value back."""
+    """Whether ``weights_only=True`` can read a value back."""
     file = io.BytesIO()
     try:
         torch.save(value, file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except Exception:  # of pickle's, of torch's, or of the value's own
+    except Exception:  # from pickle, torch, or the value's own methods
         return False
     return True
 
 
 def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint through the strategy, whole or not at all; called on all ranks, which all fail where rank 0 does."""
+    """Write a checkpoint through the strategy, whole or not at all. Call it on all ranks; if rank 0 fails, all ranks raise."""
     error: Exception | None = None
     if strategy.is_global_zero:
         try:
-            # A remote file appears as a whole when it is closed.
+            # A remote file becomes visible when it is closed, as a whole.
             with replacing(path) if is_local_path(str(path)) else nullcontext(path) as target:
                 strategy.save_checkpoint(checkpoint, target)
                 finish_writing(strategy)
@@ -258,18 +258,18 @@ def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: str |
 
 
 def finish_writing(strategy: Strategy) -> None:
-    """Wait for checkpoints that another thread is writing."""
+    """Wait for checkpoints that another thread is still writing."""
     if is_instance(strategy.checkpoint_io, AsyncCheckpointIO):
-        strategy.checkpoint_io.teardown()  # it waits, and begins anew with the next file
+        strategy.checkpoint_io.teardown()  # waits for the thread; the next file starts a new one
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each checkpoint whole or not at all: ``Trainer(plugins=[AtomicCheckpointIO()])``.
 
-    Lightning writes into the directory for temporary files and moves the result. Where that lies on another file system (a
-    container with a mounted volume, ``/tmp`` in memory), moving is copying, and a process that is killed meanwhile leaves half
-    a file under the checkpoint's name, ``last.ckpt`` perhaps, whose former content is gone. This plugin writes beside the file
-    and renames. Paths of a remote file system are left to Lightning.
+    Lightning writes into the directory for temporary files and moves the result. If that directory is on another file system (a
+    container with a mounted volume, ``/tmp`` in memory), moving is copying: a process that is killed meanwhile leaves half a file
+    under the checkpoint's name, and the former content, of ``last.ckpt`` perhaps, is lost. This plugin writes beside the file and
+    renames it. Paths of a remote file system are left to Lightning.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""What the package assumes where nobody said it: each assumption is reported once, with how to overrule it."""
+"""Reports of what the package guesses from the data: once per guess, with the argument that overrules it."""
 
 from weakref import WeakKeyDictionary
 
@@ -9,16 +9,16 @@ _reported: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
 
 def report_guess(text: str, about: object | None, *, is_doubtful: bool = False) -> None:
-    """Report an assumption: as information, or as a warning where another reading is likely too.
+    """Report a guess: as information, or as a warning if another reading is likely too.
 
     Args:
-        text: What is assumed, and how to overrule it.
-        about: The module that it is about, or what stands for that module: each text is told of it once. None: once at all.
+        text: The guess, and how to overrule it.
+        about: The module that the guess is about, or its stand-in. A text is reported once per module; for None, once per process.
         is_doubtful: Whether another reading is likely too.
     """
-    if torch.compiler.is_compiling():  # a graph says nothing
+    if torch.compiler.is_compiling():  # a compiled graph cannot log
         return
-    told = _reported.setdefault(report_guess if about is None else about, set())
-    if text not in told:
-        told.add(text)
+    reported = _reported.setdefault(report_guess if about is None else about, set())
+    if text not in reported:
+        reported.add(text)
         (rank_zero_warn if is_doubtful else rank_zero_info)(text)

@@ -11,30 +11,30 @@ from lightning_uq.lightning_trees import is_subclass
 
 
 def import_object(path: str, argument: str = "target", kind: str = "class or function") -> Any:
-    """The class or function of an import path, which may be nested in a class.
+    """Import a class or function by its path; it may be nested in a class.
 
     Args:
-        path: Such as ``"torch.nn.Linear"`` or ``"torch.nn:Linear"``.
+        path: For example ``"torch.nn.Linear"`` or ``"torch.nn:Linear"``.
         argument: Name of the argument that holds the path, for the error.
-        kind: What the path should lead to, for the error.
+        kind: Kind of object that the path should lead to, for the error.
 
     Raises:
-        InputError: Nothing that can be called has this path; the error names the part that is missing.
+        InputError: No callable has this path; the error names the part that is missing.
 
     Example:
         >>> import_object("torch.nn:Linear").__name__
         'Linear'
     """
     module_path, _, name = path.replace(":", ".").rpartition(".")
-    problem = f"there is no module {module_path}" if module_path else "it names no module, as in `my.module:Name`"
-    # A nested class has its owner in the path: shorten the module's part until it imports.
+    problem = f"there is no module {module_path}" if module_path else "it names no module, as `my.module:Name` does"
+    # The path of a nested class contains its owner, so shorten the module part until it can be imported.
     names = [name]
     while module_path:
         try:
             found: Any = importlib.import_module(module_path)
         except ModuleNotFoundError as error:
             if error.name is not None and not module_path.startswith(error.name):
-                raise  # the module exists, but one of its own imports does not
+                raise  # the module exists, but one of its own imports is missing
             module_path, _, outer = module_path.rpartition(".")
             names.insert(0, outer)
             continue
@@ -54,15 +54,15 @@ def import_object(path: str, argument: str = "target", kind: str = "class or fun
 
 
 def import_class(path: str, base: type, argument: str = "target") -> Any:
-    """The class of an import path.
+    """Import a class by its path.
 
     Args:
-        path: Such as ``"lightning_uq.DeterministicModule"``, or ``"my.module:MyModule"``.
-        base: A class that it must be, or inherit from; a class of Lightning stands for its twin in `pytorch_lightning`, too.
+        path: For example ``"lightning_uq.DeterministicModule"``, or ``"my.module:MyModule"``.
+        base: The class that it must be or inherit from. A Lightning class also stands for its twin in `pytorch_lightning`.
         argument: Name of the argument that holds the path, for the error.
 
     Raises:
-        InputError: There is no such class, or it does not inherit from ``base``.
+        InputError: The class does not exist, or does not inherit from ``base``.
 
     Example:
         >>> import torch
@@ -71,19 +71,19 @@ def import_class(path: str, base: type, argument: str = "target") -> Any:
     """
     found = import_object(path, argument, base.__name__)
     if not (inspect.isclass(found) and is_subclass(found, base)):
-        raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but {path!r} is none.")
+        raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but {path!r} is not one.")
     return found
 
 
 def as_function(value: Any, argument: str) -> Callable[..., Any]:
-    """A function, or the one that an import path names.
+    """Return a function, or import the one that a path names.
 
     Args:
         value: A function, or its dotted path.
         argument: Name of the argument that holds it, for the error.
 
     Raises:
-        InputError: It is neither.
+        InputError: The value is neither a function nor the path of one.
 
     Example:
         >>> as_function("math.sqrt", "output")(4)

@@ -1,4 +1,4 @@
-"""States as JSON text, with the name and the version of their format."""
+"""States as JSON text, with the name and version of their format."""
 
 import json
 from typing import Any
@@ -7,10 +7,10 @@ from lightning_uq.errors import InputError, without_period
 
 
 def read_json(text: str, kind: str, version: int) -> dict[str, Any]:
-    """What a ``to_json`` of this package wrote.
+    """Read a text that a ``to_json`` method of this package wrote.
 
     Raises:
-        InputError: The text is something else, or a later version of it.
+        InputError: The text is not such JSON, has another format, or another version of it.
     """
     try:
         content = json.loads(text)

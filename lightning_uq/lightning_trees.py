@@ -1,7 +1,7 @@
-"""Lightning's two trees of classes: `lightning.pytorch`, which this package uses, and `pytorch_lightning`.
+"""Lightning's two class trees: `lightning.pytorch`, which this package uses, and `pytorch_lightning`.
 
-Both packages hold the same code, but a class of one is not a class of the other. A user's project may be written with either, or
-use a library that is written with the other one. Every check of a class of Lightning goes through this file.
+Both packages hold the same code, but their classes are distinct. A user's project may be written with either, or use a library
+that is written with the other one. Every check of a Lightning class goes through this file.
 """
 
 import sys
@@ -16,7 +16,7 @@ _TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightni
 
 
 def both(kind: type[T]) -> tuple[type[T], ...]:
-    """A class of Lightning, and its twin in the other tree if the user's process has imported that tree.
+    """A Lightning class, and its twin in the other tree if the process has imported that tree.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -28,7 +28,7 @@ def both(kind: type[T]) -> tuple[type[T], ...]:
 
 
 def is_instance(value: object, *kinds: type[T]) -> TypeIs[T]:
-    """``isinstance(value, kinds)`` for classes of Lightning, of either tree.
+    """``isinstance(value, kinds)`` for Lightning classes of either tree.
 
     Example:
         >>> is_instance(LightningModule(), LightningModule, Callback)
@@ -38,12 +38,12 @@ def is_instance(value: object, *kinds: type[T]) -> TypeIs[T]:
 
 
 def is_subclass(value: type, *kinds: type[T]) -> TypeIs[type[T]]:
-    """``issubclass(value, kinds)`` for classes of Lightning, of either tree."""
+    """``issubclass(value, kinds)`` for Lightning classes of either tree."""
     return any(issubclass(value, both(kind)) for kind in kinds)
 
 
 def in_tree_of(value: object, thing: T) -> T:
-    """The class or function ``thing`` of Lightning from the tree to which the module, data module or callback ``value`` belongs.
+    """The Lightning class or function ``thing`` from the tree of the module, data module or callback ``value``.
 
     Example:
         >>> from lightning.pytorch import Trainer

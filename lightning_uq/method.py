@@ -1,6 +1,6 @@
 """A method as ``lightning-uq compare`` sees it: how it is built, and which score detects out-of-distribution inputs.
 
-The file of a method ends with a constant that the comparison finds by its name::
+A method's file ends with a constant, by which the comparison finds it::
 
     METHOD = Method(
         name="ensemble",
@@ -9,7 +9,7 @@ The file of a method ends with a constant that the comparison finds by its name:
         ood_score="mutual_information",
     )
 
-A file that holds several methods names a tuple of them ``METHODS``.
+A file with several methods ends with a tuple of them, ``METHODS``.
 """
 
 import functools
@@ -36,18 +36,18 @@ def _no_callbacks(setting: "Setting") -> list[Callback]:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The facts of a problem that a method may use. Its test data and out-of-distribution data are not among them.
+    """The facts of a problem that a method may use. Test data and out-of-distribution data are not among them.
 
     Attributes:
         data: Name of the data.
-        task: The meaning of the outputs of a plain network: ``Classification(num_classes=8)``, or ``Regression()`` in the units of the targets.
+        task: What the outputs of a plain network mean: ``Classification(num_classes=8)``, or ``Regression()`` in the units of the targets.
         input_shape: Shape of one input.
         num_targets: Number of classes, labels or target dimensions.
         num_train: Number of training samples n.
-        backbone: Makes the network that all methods share: ``backbone(num_outputs, dropout=0.0)``.
+        backbone: Builds the network that all methods share: ``backbone(num_outputs, dropout=0.0)``.
         optimizer: Called with the parameters. All methods share it unless a method needs another one.
-        tuned: The values that tuning draws for what the method's ``build`` asks of :meth:`choose`, by name; empty without tuning.
-        choices: What ``build`` has asked of :meth:`choose`: the values to choose among, by name.
+        tuned: The values that tuning has drawn for the settings in :meth:`choose`, by name; empty without tuning.
+        choices: The settings that ``build`` has passed to :meth:`choose`: the possible values by name.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ class Setting:
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def choose(self, name: str, *values: Any) -> Any:
-        """A setting of the method itself, beside the learning rate and the weight decay, that tuning may choose: without tuning the first value.
+        """A setting of the method itself that tuning may choose, beside learning rate and weight decay. Without tuning: the first value.
 
         Args:
             name: Name of the setting.
@@ -112,7 +112,7 @@ class Setting:
 
     @property
     def target_scale(self) -> TargetScale | None:
-        """Mean and standard deviation of the training targets; None where targets are no numbers."""
+        """Mean and standard deviation of the training targets; None if the targets are not numbers."""
         return self.task.target_scale if isinstance(self.task, Regression) else None
 
     @property
@@ -123,12 +123,12 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the outputs of a module that is not of this package are read: arguments that every post-training callback takes.
+    """How to read the outputs of a module from outside this package: arguments that every post-training callback takes.
 
     Attributes:
         task: What the outputs mean.
-        output: What the module returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function, or its import path, that picks the outputs.
-        predict_fn: ``predict_fn(module, x) -> outputs``, or its import path, where ``forward`` does not give them.
+        output: What the module returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function (or its import path) that picks the outputs.
+        predict_fn: ``predict_fn(module, x) -> outputs``, or its import path, if ``forward`` does not return them.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``, or its import path.
 
     Example:
@@ -144,12 +144,12 @@ class Reading:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of a callback."""
+        """Keyword arguments for a callback."""
         return {name: getattr(self, name) for name in ("task", "output", "predict_fn", "unpack_batch")}
 
 
 class Monitor(NamedTuple):
-    """A validation metric, and which of its values is the best."""
+    """A validation metric, and whether its smallest or largest value is the best."""
 
     name: str
     mode: Literal["min", "max"] = "min"
@@ -161,18 +161,18 @@ class Method:
 
     Attributes:
         name: Name on the command line and in the tables.
-        ood_score: Name of the out-of-distribution score, fixed here before any such data is seen: a score of the
-            prediction, or one that a callback provides. None: the method has none, as one network that predicts a mean.
-        build: Makes the untrained LightningModule. Needed unless ``trained_as`` is given.
+        ood_score: Name of the out-of-distribution score, fixed here before any such data is seen: a score of the prediction, or one
+            that a callback provides. None if the method has none, such as a single network that predicts a mean.
+        build: Builds the untrained LightningModule. Needed unless ``trained_as`` is given.
         trained_as: Name of the method whose trained network this method reads in another way.
-        callbacks: Makes the post-training callbacks.
-        tasks: Names of the tasks that the method is for. Another method may have the same name for other tasks.
-        about: What the method is, in a few words.
-        link: Where it is described, such as a paper's address.
-        detects_only: Whether it predicts what the method predicts whose network it reads, with another out-of-distribution score. Without
-            out-of-distribution data such a method is compared only if it is named.
-        reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
-        monitor: The validation metric whose best epoch is kept; None: the one that suits, see
+        callbacks: Builds the post-training callbacks.
+        tasks: Names of the tasks that the method supports. Another method may have the same name for other tasks.
+        about: A short description of the method.
+        link: Address of a description, such as a paper.
+        detects_only: Whether its predictions equal those of the method whose network it reads, and only the out-of-distribution score
+            differs. Without out-of-distribution data such a method is compared only if it is named.
+        reading: How to read the outputs of a module from outside this package. None: its ``predict_step`` returns a prediction of this package.
+        monitor: The validation metric that selects the epoch whose weights are kept. None: chosen by
             :func:`~lightning_uq.compare.training.monitor.find_monitor`.
 
     Raises:
@@ -214,14 +214,14 @@ class Method:
 
     @property
     def trainee(self) -> str:
-        """Name of the method whose training this method reads: ``trained_as``, or its own name."""
+        """Name of the method that is trained: ``trained_as``, or its own name."""
         return self.trained_as or self.name
 
     def make_module(self, setting: Setting) -> LightningModule:
         """The untrained module for this setting.
 
         Raises:
-            InputError: The method reads the network of another method, or ``build`` returns no LightningModule.
+            InputError: The method reads the network of another method, or ``build`` does not return a LightningModule.
         """
         if self.build is None:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The ways of running that are refused, since nothing here was tested under them."""
+"""Strategies that are refused because this package was not tested with them."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -8,14 +8,14 @@ from lightning_uq.lightning_trees import is_instance
 
 
 def check_strategy(trainer: Trainer, name: str) -> None:
-    """Refuse strategies under which no rank holds the whole model.
+    """Refuse strategies that shard the model, so that no rank holds all of it.
 
     Args:
         trainer: The Trainer that is about to run.
-        name: What asks, for the error.
+        name: Name of the caller, for the error.
 
     Raises:
-        UnsupportedError: Under FSDP, DeepSpeed or model parallelism.
+        UnsupportedError: The strategy is FSDP, DeepSpeed or model parallelism.
 
     Example:
         >>> check_strategy(Trainer(accelerator="cpu", logger=False), "FitGMM")

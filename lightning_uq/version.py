@@ -1,3 +1,3 @@
-"""The version of this package, which the files of fitted states name."""
+"""The version of this package, which is stored in files of fitted states."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all: beside their place first, then renamed."""
+"""Writing files whole or not at all: into a hidden file beside the target, which is then renamed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ PARTIAL = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """The hidden file beside ``path`` in which it is written.
+    """The hidden file beside ``path`` into which it is written.
 
     Example:
         >>> partial_path(Path("runs/results.json")).name
@@ -19,9 +19,9 @@ def partial_path(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A context that yields a path beside ``path``. The file written there is renamed to ``path`` at the end.
+    """A context that yields a path beside ``path``. At the end, the file written there is renamed to ``path``.
 
-    If the context fails, or the process is killed in it, a file that was at ``path`` stays as it was.
+    If the context fails, or the process is killed inside it, an existing file at ``path`` stays as it was.
 
     Example:
         >>> import tempfile

@@ -66,7 +66,7 @@ def test_damaged_files_are_named(tmp_path):
     torch.save(STATE, path)
     whole = path.read_bytes()
     for content in (b"not a checkpoint", b"", whole[: len(whole) // 2], whole[:-1]):
-        assert "cannot be read: it is damaged, or no file that torch wrote (" in refused(path, content)
+        assert "cannot be read: it is damaged, or torch did not write it (" in refused(path, content)
     path.unlink()
     for nothing in (path, tmp_path):
         with pytest.raises(InputError, match="cannot be read: .*No such file|Is a directory"):

@@ -18,7 +18,7 @@ def test_both_ways_to_write_a_path_lead_to_one_object(path):
         ("torch.nm.Linear", "torch has no nm"),
         ("torhc:Linear", "there is no module torhc"),
         ("no.such.module.Linear", "there is no module no"),
-        ("Linear", "it names no module, as in `my.module:Name`"),
+        ("Linear", "it names no module, as `my.module:Name` does"),
         ("torch.pi", "torch.pi is a float"),
     ],
 )
@@ -29,5 +29,5 @@ def test_the_error_names_the_part_that_is_missing(path, problem):
 
 
 def test_a_class_of_another_kind_is_refused():
-    with pytest.raises(InputError, match="`data` must be the import path of a Module, but 'torch.Tensor' is none"):
+    with pytest.raises(InputError, match="`data` must be the import path of a Module, but 'torch.Tensor' is not one"):
         import_class("torch.Tensor", torch.nn.Module, "data")

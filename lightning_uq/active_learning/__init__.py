@@ -1,4 +1,4 @@
-"""Which unlabelled samples to label next, and which actions to take."""
+"""Active learning and bandits: which unlabelled samples to label next, and which actions to take."""
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
 from lightning_uq.active_learning.loop import Round, acquisition_rounds, read_rounds

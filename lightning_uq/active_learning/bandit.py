@@ -1,8 +1,8 @@
-"""A bandit with Thompson sampling: what joint predictions are good for, as regret.
+"""A bandit with Thompson sampling, which measures the value of joint predictions as regret.
 
-Thompson sampling acts on one hypothesis at a time: it draws an index z, takes the action that is best under f(x, z), and learns
-from the reward. What it explores is what its hypotheses disagree on, and disagreement between actions is what a joint
-prediction has beyond its marginals: one hypothesis for ever is a greedy agent, which may stay with its first luck.
+Thompson sampling acts on one hypothesis at a time: it draws an index z, takes the best action under f(x, z), and learns from the
+reward. It explores actions on which its hypotheses disagree, and disagreement across actions is part of a joint prediction, not
+of its marginals. An agent with a single hypothesis is greedy, and may never leave the first action that paid off.
 
 Source: Thompson, Biometrika 1933; Wen et al., "From Predictions to Decisions: The Importance of Joint Predictive Distributions"
 (arXiv 2107.09224); ``neural_testbed.bandit``.
@@ -21,21 +21,21 @@ from lightning_uq.modules.base import UncertaintyModule
 
 
 class Bandit:
-    """An environment: actions x ~ N(0, I) in d dimensions, whose reward is 1 with a probability that a random MLP gives.
+    """An environment: actions x ~ N(0, I) in d dimensions, and rewards of 1 with a probability that a random MLP computes.
 
     The teacher is the Neural Testbed's (:func:`~lightning_uq.data.environments.draw_teacher`), at temperature T, and a reward is
-    its class 1. Everything follows from the seed, the rewards too: whoever takes the same actions gets the same ones.
+    its class 1. The seed determines everything, including the rewards: agents that take the same actions get the same rewards.
 
     Args:
         input_dim: d.
-        num_actions: Actions to choose among at each step.
-        temperature: T; the lower, the less random the rewards.
-        fresh_actions: Whether each step offers other actions, drawn anew: a contextual bandit. Else they stay the same.
+        num_actions: Number of actions to choose from at each step.
+        temperature: T; a lower T makes the rewards less random.
+        fresh_actions: Whether each step draws new actions (a contextual bandit) or keeps them.
         seed: Seed of teacher, actions and rewards.
 
     Attributes:
-        actions: Those that are offered now [A, d].
-        probs: Their probabilities of a reward [A], which no agent may look at.
+        actions: The actions on offer [A, d].
+        probs: Their probabilities of a reward [A], which agents must not read.
 
     Raises:
         InputError: A number is out of range.
@@ -68,7 +68,7 @@ class Bandit:
         self._offer()
 
     def pull(self, action: int) -> tuple[int, float]:
-        """The reward of an action, 0 or 1, and its regret: how much less probable a reward was than of the best action."""
+        """The reward of an action, 0 or 1, and its regret: the best action's probability of a reward minus this action's."""
         luck = torch.rand((), generator=self._generator)
         reward = int(luck < self.probs[action])
         regret = float(self.probs.max() - self.probs[action])
@@ -91,32 +91,32 @@ def thompson_sampling(
     batch_size: int = 128,
     capacity: int = 10_000,
 ) -> Iterator[float]:
-    """The regret of each step of an agent that learns as it goes.
+    """The regret of each step of an agent that learns during the run.
 
-    Each step draws one index z, takes the action with the highest log-odds of a reward under it (of equal ones any), keeps
-    action and reward, and trains on a batch drawn from all that was kept, with replacement. That is the module's own
-    ``training_loss`` and the optimizer of its ``configure_optimizers``, in a plain loop: a Trainer for every single step would
-    take longer than all else, and so no hook of a Trainer's training is called. What draws (indices, batches, masks) follows
-    the global random state.
+    Each step draws one index z, takes the action with the highest log-odds of a reward under it (ties are broken arbitrarily),
+    stores action and reward, and trains on a batch drawn with replacement from the stored ones. Training uses the module's
+    ``training_loss`` and the optimizer of its ``configure_optimizers`` in a plain loop, because starting a Trainer for every step
+    would dominate the run time. No training hooks of a Trainer are called. Random draws (indices, batches, masks) come from the
+    global random state.
 
     Args:
-        module: A classifier of two classes, of which 1 is a reward; it is trained in place, on its device.
-        bandit: What to play.
-        num_steps: Actions to take.
-        l2: An L2 term that fades as data come: l2 sum p^2 / t at step t, by the optimizer's ``weight_decay`` of twice that;
-            None: the optimizer's own stays as it is.
-        steps_per_action: Training steps after each action.
-        batch_size: Samples a training step.
-        capacity: Samples kept; then the oldest is forgotten.
+        module: A classifier with two classes, of which class 1 is a reward. It is trained in place, on its device.
+        bandit: The environment.
+        num_steps: Number of actions to take.
+        l2: Factor of an L2 term that fades with the data: l2 sum p^2 / t at step t, set as the optimizer's ``weight_decay`` of twice
+            that. None keeps the optimizer's own.
+        steps_per_action: Number of training steps after each action.
+        batch_size: Number of samples per training step.
+        capacity: Number of samples kept; the oldest are dropped.
 
     Yields:
-        The regret of each step: the probability of a reward of the best action, minus that of the chosen one.
+        The regret of each step: the best action's probability of a reward, minus that of the chosen action.
 
     Raises:
         InputError: A number is out of range, or the module does not fit.
 
-    Source: ``ThompsonEnnBandit`` of ``neural_testbed.bandit``, which compares probabilities: those of sure hypotheses are
-    equal in single precision where their log-odds are not.
+    Source: ``ThompsonEnnBandit`` of ``neural_testbed.bandit``, which compares probabilities. In single precision, confident
+    hypotheses give equal probabilities but different log-odds.
 
     Example:
         >>> from torch import nn
@@ -132,7 +132,7 @@ def thompson_sampling(
     if l2 is not None and not 0 <= l2 < math.inf:
         raise InputError(f"`l2` must be finite and at least 0, but it is {l2}.")
     if not isinstance(module, UncertaintyModule) or not module.task.has_classes:
-        raise InputError(f"`module` must be a classifier of ours, but it is a {type(module).__name__}.")
+        raise InputError(f"`module` must be an UncertaintyModule that classifies, but it is a {type(module).__name__}.")
     optimizer = _optimizer(module, l2)
     return _play(module, bandit, num_steps, optimizer, l2, steps_per_action, _Replay(bandit, batch_size, capacity))
 
@@ -156,7 +156,7 @@ def _play(
             continue
         module.train()
         for group in optimizer.param_groups if l2 is not None else ():
-            group["weight_decay"] = 2 * l2 / step  # type: ignore[operator]  # it is not None here
+            group["weight_decay"] = 2 * l2 / step  # type: ignore[operator]  # l2 is not None here
         for _ in range(steps_per_action):
             batch = {name: value.to(module.device) for name, value in replay.sample().items()}
             optimizer.zero_grad()
@@ -180,17 +180,17 @@ def _choose(module: UncertaintyModule, actions: Tensor) -> int:
 
 
 def _optimizer(module: UncertaintyModule, l2: float | None) -> torch.optim.Optimizer | None:
-    """The module's own; None where there is nothing to train."""
+    """The module's own optimizer; None if there is nothing to train."""
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return None
     optimizer = module.configure_optimizers()
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputError("`module` must have one optimizer and no `lr_scheduler`: no epoch ends here.")
+        raise InputError("`module` must have one optimizer and no `lr_scheduler`, because there are no epochs here.")
     fades = "weight_decay" in optimizer.defaults and not isinstance(optimizer, torch.optim.AdamW)
     if l2 is not None and not fades:
         raise InputError(
-            f"`l2` needs an optimizer whose `weight_decay` is an L2 term, such as Adam, but "
-            f"{type(optimizer).__name__} has none."
+            f"`l2` needs an optimizer whose `weight_decay` is an L2 term, such as Adam, but it is "
+            f"{type(optimizer).__name__}."
         )
     return optimizer
 
@@ -209,7 +209,7 @@ class _Replay:
         self._added += 1
 
     def sample(self) -> dict[str, Tensor]:
-        """A batch, whose samples know their step, as a bootstrap needs it."""
+        """A batch of samples with the positions of their steps, which a bootstrap needs."""
         capacity = len(self._targets)
         slot = torch.randint(min(self._added, capacity), (self._batch_size,))
         last = self._added - 1

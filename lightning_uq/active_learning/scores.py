@@ -1,12 +1,12 @@
-"""Acquisition scores: the worth of a label for each unlabelled input. Inputs with the highest scores are acquired first.
+"""Acquisition scores: the value of a label for each unlabelled input. Inputs with the highest scores are acquired first.
 
-Each takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps names to
-functions, :func:`score` also reads predictions, and :func:`acquire` picks the inputs to label. Scores that also detect
-out-of-distribution inputs have the names of :data:`~lightning_uq.functional.SCORES`: the BALD of Houlsby et al. is
-``mutual_information``, and ENN's ``var_ratios`` is ``max_softmax``. Each score ranks inputs independently, so a batch of near
-copies is acquired as a whole.
+Each score takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps names to
+functions, :func:`score` also takes predictions, and :func:`acquire` selects the inputs to label. Scores that also detect
+out-of-distribution inputs have the names of :data:`~lightning_uq.functional.SCORES`: BALD (Houlsby et al.) is
+``mutual_information``, and ENN's ``var_ratios`` is ``max_softmax``. Each score ranks inputs independently, so a group of near
+duplicates is acquired together.
 
-Source: ``enn.active_learning`` of google-deepmind/enn. Its entropies are NaN where a probability underflows to 0; these are
+Source: ``enn.active_learning`` of google-deepmind/enn. Its entropies are NaN if a probability underflows to 0; these are
 not.
 """
 
@@ -40,11 +40,11 @@ ClassValues = Sequence[float] | Tensor
 
 
 def uniform(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """A number in [0, 1) for each input, drawn at random: the yardstick of every other score.
+    """A random number in [0, 1) for each input: the baseline for every other score.
 
     Args:
-        logits: [Z, B, C], of which only B counts.
-        generator: Source of the draw; torch's global one without it.
+        logits: [Z, B, C], of which only B is used.
+        generator: Source of the random numbers; default: torch's global generator.
 
     Example:
         >>> uniform(torch.zeros(1, 5, 2)).shape
@@ -56,7 +56,7 @@ def uniform(logits: Tensor, *, generator: torch.Generator | None = None) -> Tens
 
 
 def variance(logits: Tensor) -> Tensor:
-    """Variance of the probabilities over the hypotheses, summed over classes: sum_c Var_z p_z(c), Z in its denominator.
+    """Variance of the probabilities over the hypotheses, summed over classes: sum_c Var_z p_z(c), with Z as the denominator.
 
     Example:
         >>> variance(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
@@ -67,7 +67,7 @@ def variance(logits: Tensor) -> Tensor:
 
 
 def nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of the labels, -log mean_z p_z(y), in nats; it needs the labels that it would acquire.
+    """Negative log-likelihood of the labels, -log mean_z p_z(y), in nats. It needs the labels that it would acquire.
 
     Example:
         >>> nll(torch.zeros(1, 1, 2), torch.tensor([1]))
@@ -80,13 +80,13 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
 def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
     """tau times the hypotheses' mean negative log-likelihood of the labels, -tau mean_z log p_z(y), in nats.
 
-    So ENN defines what it calls the joint one: a mean of logarithms, which bounds -log mean_z p_z(y)^tau, that of tau copies of
-    an input with one label, from above.
+    This is ENN's definition of its joint score. It is a mean of logarithms, an upper bound of -log mean_z p_z(y)^tau for tau copies
+    of an input with one label.
 
     Args:
         logits: [Z, B, C].
         labels: Class indices [B].
-        tau: Copies of an input.
+        tau: Number of copies of an input.
 
     Example:
         >>> joint_nll(torch.zeros(1, 1, 2), torch.tensor([1]))
@@ -98,7 +98,7 @@ def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Minus the distance of the two largest mean probabilities.
+    """Minus the difference of the two largest mean probabilities.
 
     Source: Scheffer et al., IDA 2001.
 
@@ -116,11 +116,11 @@ def ucb(logits: Tensor, class_values: ClassValues | None = None, factor: float =
 
     Args:
         logits: [Z, B, C].
-        class_values: What an input of each class is worth, [C]; None: 1 for class 0, nothing for others.
-        factor: Number of standard deviations (of a population: Z in their denominator).
+        class_values: Value of an input of each class, [C]. None: 1 for class 0, and 0 for the others.
+        factor: Number of standard deviations (with Z as the denominator).
 
     Raises:
-        InputError: There is not one finite value per class, or ``factor`` is not finite.
+        InputError: The values are not one finite number per class, or ``factor`` is not finite.
 
     Example:
         >>> ucb(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
@@ -169,20 +169,14 @@ ACQUISITION_SCORES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
 )
 
 LABELLED = frozenset({"nll", "joint_nll"})
-"""Scores of inputs whose labels are known, to replay training on them or to judge another score by."""
+"""Scores that need the labels, for replaying a training or judging other scores."""
 
 _POOLED = frozenset({"uniform", "nll", "predictive_entropy", "margin", "max_softmax", "scaled_mean"})
 
 
 _PREDICTION_SCORES = frozenset(
     name
-    for kind in (
-        BernoulliPrediction,
-        CategoricalPrediction,
-        DirichletPrediction,
-        QuantilePrediction,
-        StudentTPrediction,
-    )
+    for kind in (BernoulliPrediction, CategoricalPrediction, DirichletPrediction, QuantilePrediction, StudentTPrediction)
     for name in kind.score_names
 ) | {"log_density", "ood_score"}
 
@@ -213,7 +207,7 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
     """
     check_score(name, options)
     if isinstance(outputs, Prediction) and (
-        name not in ACQUISITION_SCORES or (not isinstance(outputs, ClassProbabilities) and name != "uniform")
+        name not in ACQUISITION_SCORES or not isinstance(outputs, ClassProbabilities) and name != "uniform"
     ):
         own = outputs.score(name)
         return own.reshape(len(own), -1).mean(1)
@@ -251,13 +245,13 @@ def member_log_probs(prediction: Prediction) -> Tensor:
     """Log-probabilities of the members of a prediction of classes [Z, B, C].
 
     Raises:
-        InputError: It is no prediction of classes, or holds no members.
+        InputError: It is not a prediction of classes, or holds no members.
     """
-    return log_softmax(_class_probabilities("members", prediction).logits, 2)
+    return log_softmax(_class_probabilities("of members", prediction).logits, 2)
 
 
 def acquire(name: str, outputs: Tensor | Prediction, num: int, labels: Tensor | None = None, **options: Any) -> Tensor:
-    """Positions [num] of the inputs to label next: :func:`select` of :func:`score`.
+    """Positions [num] of the inputs to label next: :func:`select` applied to :func:`score`.
 
     Example:
         >>> acquire("predictive_entropy", torch.tensor([[[9.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), num=2)
@@ -297,7 +291,7 @@ def _values(logits: Tensor, class_values: ClassValues | None) -> Tensor:
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Over axis 0, whose length is the denominator; torch's own warns where there is no input."""
+    """Variance over axis 0 with its length as denominator; torch's own function warns if there is no input."""
     return (x - x.mean(0)).square().mean(0)
 
 
@@ -307,7 +301,7 @@ def _check(logits: Tensor) -> None:
         raise InputError(
             f"`logits` must be [Z, B, C] with Z of at least 1 and C of at least 2, but its shape is {list(logits.shape)}."
         )
-    # A class may be ruled out by minus infinity, but not all of them.
+    # Minus infinity may exclude a class, but not all of them.
     bad = logits.isnan().any() | (logits.amax(2).isinf().any() if logits.numel() else False)
     if bool(bad):
         raise InputError("`logits` must be finite (or minus infinity for some classes), but it holds other values.")

@@ -28,7 +28,7 @@ def select(scores: Tensor, num: int) -> Tensor:
     check_floating("scores", scores, 1, "[B]")
     check_integer("num", num, 1)
     if scores.ndim > 1 or len(scores) < num:
-        raise InputError(f"`scores` must hold at least {num} in [B], but its shape is {list(scores.shape)}.")
+        raise InputError(f"`scores` must hold at least {num} numbers [B], but its shape is {list(scores.shape)}.")
     if bool(scores.isnan().any()):
         raise InputError(f"`scores` must hold numbers, but {int(scores.isnan().sum())} are NaN.")
     return scores.argsort(descending=True, stable=True)[:num]

@@ -1,4 +1,4 @@
-"""Pure tensor maths, one file per quantity: no state, no Lightning."""
+"""Pure tensor functions, one file per quantity, without state and without Lightning."""
 
 from lightning_uq.functional.adaptive_conformal import AdaptiveConformal
 from lightning_uq.functional.best_method import BestMethod, best_method

@@ -14,17 +14,17 @@ from lightning_uq.functional.validation import check_closed_unit, check_open_uni
 
 @dataclass(frozen=True)
 class AdaptiveConformal:
-    """The level alpha_t of the next step, which is raised after a covered target and lowered after a missed one.
+    """The level alpha_t of the next step, which rises after a covered target and falls after a missed one.
 
-    alpha_{t+1} = alpha_t + step_size (alpha - err_t), where err_t is 1 for a missed target and 0 for a covered one. For any stream, even one that
-    an adversary chooses, the share of missed targets over T steps differs from alpha by at most
-    (max(alpha_1, 1 - alpha_1) + step_size) / (step_size T), if each threshold comes from :meth:`threshold`.
+    alpha_{t+1} = alpha_t + step_size (alpha - err_t), where err_t is 1 for a missed target and 0 for a covered one. If each threshold
+    comes from :meth:`threshold`, the share of missed targets over T steps differs from alpha by at most
+    (max(alpha_1, 1 - alpha_1) + step_size) / (step_size T), for any stream, even one that an adversary chooses.
 
-    Objects do not change: ``state = state.update(covered)``. ``dataclasses.asdict(state)`` holds the state as plain numbers.
+    Objects are immutable: ``state = state.update(covered)``. ``dataclasses.asdict(state)`` returns the state as plain numbers.
 
     Args:
         alpha: The share of targets that may be missed, in (0, 1).
-        step_size: Gamma: a large one follows a drift faster, and its sets vary more.
+        step_size: Gamma. A larger step follows a drift faster, but the sizes of the sets vary more.
         current: alpha_t, which may leave [0, 1]; ``alpha`` by default.
 
     Raises:
@@ -61,7 +61,7 @@ class AdaptiveConformal:
     def threshold(self, scores: Tensor) -> Tensor:
         """:func:`~lightning_uq.functional.conformal_quantile` of past scores [N, ...] at alpha_t: [...].
 
-        Plus infinity at or below alpha_t = 0, so that any target is covered, and minus infinity at or above 1, so that none is.
+        It is plus infinity if alpha_t <= 0, so that every target is covered, and minus infinity if alpha_t >= 1, so that none is.
         """
         return conformal_quantile(scores, min(max(self.level, 0.0), 1.0))
 
@@ -69,7 +69,7 @@ class AdaptiveConformal:
         """The state after a step.
 
         Args:
-            covered: Whether the target was covered, or the share of a step's targets that were, in [0, 1].
+            covered: Whether the target was covered, or the share of a step's targets that were covered, in [0, 1].
 
         Raises:
             InputError: ``covered`` is not in [0, 1].

@@ -1,4 +1,4 @@
-"""The fast gradient sign method, and a loss smoothed with it."""
+"""The fast gradient sign method, and a loss smoothed by it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def fgsm(x: Tensor, gradient: Tensor, epsilon: float | Tensor) -> Tensor:
-    """x + epsilon * sign(gradient): the step of a box of size epsilon that raises the loss the most, to first order.
+    """x + epsilon * sign(gradient): the step within a box of size epsilon that raises the loss most, to first order.
 
     Args:
         x: Inputs [..., B, ...].
-        gradient: Gradient of the loss with respect to ``x``; where it is zero or no number, ``x`` stays.
+        gradient: Gradient of the loss with respect to ``x``. If it is zero or NaN, ``x`` is unchanged.
         epsilon: Size of the step in units of ``x``, a number or a tensor that broadcasts to ``x``.
 
     Source: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015 (arXiv 1412.6572).
@@ -36,20 +36,19 @@ def adversarial_loss(
 ) -> Tensor:
     """0.5 * loss(x) + 0.5 * loss(x'), with x' = :func:`fgsm` of x, held fixed: two forward and two backward passes.
 
-    The paper adds the two losses; the mean keeps the size of the gradient, and with it the meaning of a learning rate.
-    The clean pass' backward gives the gradients of the input and of the parameters at once; the latter are handed over
-    to the backward of the returned loss, so nothing reaches ``.grad`` before it, and DDP and gradient scaling act as on
-    any loss.
+    The paper adds the two losses; the mean keeps the size of the gradient, and so the meaning of a learning rate. The backward pass
+    of the clean loss gives the gradients of the input and of the parameters together. The latter are passed on to the backward of
+    the returned loss, so ``.grad`` is unchanged until then, and DDP and gradient scaling work as for any loss.
 
     Args:
-        loss: Called with the inputs, with x first and x' then; returns a scalar. Several members' losses may be summed
-            where each has its own slice of ``x``.
+        loss: Called with x first and then with x'; returns a scalar. It may sum the losses of several members if each has
+            its own slice of ``x``.
         x: Inputs.
-        parameters: All parameters that ``loss`` trains; a gradient to anything else is lost.
+        parameters: All parameters that ``loss`` trains; gradients to other tensors are lost.
         epsilon: Size of the step in units of ``x``, a number or a tensor that broadcasts to ``x``.
-        loss_scale: Factor on the clean loss during its backward pass, divided out after it, against underflow in half
-            precision.
-        second_pass: Entered for the pass of x', for instance :func:`~lightning_uq.networks.held_buffers.held_buffers`.
+        loss_scale: Factor on the clean loss in its backward pass, against underflow in half precision; it is divided out
+            afterwards.
+        second_pass: Context for the pass of x', for instance :func:`~lightning_uq.networks.held_buffers.held_buffers`.
 
     Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474), section 2.3; the mean is deep-ensembles-pytorch's.
 
@@ -71,7 +70,7 @@ def adversarial_loss(
 
 
 class _GivenGradient(torch.autograd.Function):
-    """A value whose gradients are known already: (value, *parameters, *gradients) to value."""
+    """A value with known gradients: (value, *parameters, *gradients) to value."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, *parameters_and_gradients: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from lightning_uq.functional.precision import upcast, upcast_together
 
 
 def check_atoms(atoms: Tensor | Sequence[float]) -> Tensor:
-    """The atoms as a float tensor [A], or an :class:`InputError`.
+    """The atoms as a float tensor [A]; raises an :class:`InputError` if they are invalid.
 
     Example:
         >>> check_atoms([0.0, 1.0])
@@ -25,7 +25,7 @@ def check_atoms(atoms: Tensor | Sequence[float]) -> Tensor:
 
 
 def two_hot(target: Tensor, atoms: Tensor) -> Tensor:
-    """The distribution [..., A] on the two atoms around ``target`` [...] whose mean it is.
+    """The distribution [..., A] on the two atoms next to ``target`` [...] that has it as its mean.
 
     A target outside the atoms' range is clipped to it. NaN stays NaN.
 
@@ -45,7 +45,7 @@ def two_hot(target: Tensor, atoms: Tensor) -> Tensor:
     target = target.clamp(atoms[0], atoms[-1]).contiguous()
     upper = torch.searchsorted(atoms, target).clamp(1, len(atoms) - 1)
     low, high = atoms[upper - 1], atoms[upper]
-    share = ((high - target) / (high - low)).unsqueeze(-1)  # of the lower atom
+    share = ((high - target) / (high - low)).unsqueeze(-1)  # probability of the lower atom
     hot = target.new_zeros(*target.shape, len(atoms))
     hot.scatter_(-1, (upper - 1).unsqueeze(-1), share)
     return hot.scatter_(-1, upper.unsqueeze(-1), 1 - share)
@@ -54,7 +54,7 @@ def two_hot(target: Tensor, atoms: Tensor) -> Tensor:
 def atom_moments(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance, each [...], of the distribution softmax(``logits`` [..., A]) over ``atoms`` [A].
 
-    The variance is taken around the mean, so that it is never negative. Half precision is upcast to float32 first.
+    The variance is computed about the mean, so it is never negative. Half precision is upcast to float32 first.
 
     Example:
         >>> atom_moments(torch.zeros(2), torch.tensor([-1.0, 1.0]))

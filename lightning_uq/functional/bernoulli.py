@@ -6,8 +6,8 @@ With hypotheses' logits l_z and p_z = sigmoid(l_z), element by element:
 - expected entropy    mean_z H[p_z]
 - mutual information  H[mean_z p_z] - mean_z H[p_z]  >= 0
 
-Log-probabilities of both outcomes are kept, log p = -softplus(-l) and log(1 - p) = -softplus(l), so that a probability close to 0
-or 1 keeps its digits. Logits have the index axis first, [Z, ...]; half precision is upcast to float32.
+Log-probabilities of both outcomes are used, log p = -softplus(-l) and log(1 - p) = -softplus(l), so probabilities close to 0 or 1
+keep their digits. Logits have the index axis first, [Z, ...]; half precision is upcast to float32.
 """
 
 import torch.nn.functional as F
@@ -65,10 +65,10 @@ def bernoulli_expected_entropy(logits: Tensor) -> Tensor:
 
 
 def bernoulli_mutual_information(logits: Tensor) -> Tensor:
-    """Mutual information of outcome and index in nats: [Z, ...] -> [...].
+    """Mutual information between outcome and index in nats: [Z, ...] -> [...].
 
-    Computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), in float64 where the device has it and from parts that are
-    not negative: see :func:`~lightning_uq.functional.entropy.mean_divergence`.
+    It is computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), in float64 if the device supports it, from
+    non-negative parts: see :func:`~lightning_uq.functional.entropy.mean_divergence`.
 
     Source: Houlsby et al. (arXiv 1112.5745).
 
@@ -82,7 +82,7 @@ def bernoulli_mutual_information(logits: Tensor) -> Tensor:
 
 
 def joint_energy(logits: Tensor) -> Tensor:
-    """-sum_l log(1 + exp(l)) over the last axis, the mean over hypotheses: [Z, B, L] -> [B].
+    """-sum_l log(1 + exp(l)) over the last axis, averaged over hypotheses: [Z, B, L] -> [B].
 
     Source: Wang et al., "Can multi-label classification networks know what they don't know?", NeurIPS 2021 (arXiv 2109.14162).
 

@@ -1,4 +1,4 @@
-"""The best of several methods, and those that cannot be told from it."""
+"""The best of several methods, and the methods that are statistically tied with it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _Results = TypeVar("_Results")
 
 @dataclass(frozen=True)
 class BestMethod:
-    """The method with the best mean in the data, and how the others differ from it.
+    """The method with the best mean in the data, and the differences of the others from it.
 
     Attributes:
-        name: Its name.
+        name: Name of the best method.
         differences: For every other method, its value minus the best one's, with an interval.
-        level: The level of each of these intervals.
+        level: Level of each of these intervals.
 
     Example:
         >>> BestMethod("a", {"b": DifferenceInterval(0.2, -0.1, 0.5, over="rows")}, level=0.95).tied
@@ -34,7 +34,7 @@ class BestMethod:
 
     @property
     def tied(self) -> set[str]:
-        """The other methods that cannot be told from the best: those whose interval contains 0."""
+        """The other methods that cannot be distinguished from the best: those whose interval contains 0."""
         return {name for name, one in self.differences.items() if one.lower <= 0 <= one.upper}
 
 
@@ -47,30 +47,30 @@ def best_method(
 ) -> BestMethod:
     """Find the best of K methods, and compare every other one with it.
 
-    Each interval has the level 1 - (1 - level) / (K - 1), so that two methods get an ordinary one. The best is chosen by the data, because its numbers
-    turned out well, perhaps by chance. Intervals at ``level`` itself would rule out too many of the others. This correction accounts for the choice:
-    the method that is truly best is ruled out only if one of K - 1 others beats it by chance, whichever the data choose, and only on one side. So it is
-    the best or tied with it with a probability of at least 1 - (1 - level) / 2. A tied method may still be worse; the data are too few to say so.
+    Each interval has the level 1 - (1 - level) / (K - 1), which is ``level`` itself for two methods. The data choose the best, perhaps because its numbers
+    turned out well by chance, so intervals at ``level`` would rule out too many of the others. The correction accounts for the choice: the truly best
+    method is ruled out only if one of K - 1 others beats it by chance, whichever the data choose, and only on one side. It is therefore the best or tied
+    with it with a probability of at least 1 - (1 - level) / 2. A tied method may still be worse; the data are too few to show it.
 
-    If several methods are equally good, the statement holds for each of them by itself, and not for all of them together. The intervals do not
+    If several methods are equally good, the statement holds for each of them separately, but not for all together. The intervals do not
     correct for the luck of the best, whose lead is on average a little smaller than it looks.
 
-    The rule is Hsu's comparison with the best, restricted to the best of the data, with Bonferroni's bound in place of a quantile that would need
-    equal variances and correlations. It means what the intervals mean: for the trained networks alone, if they are over rows only.
+    The rule is Hsu's comparison with the best, restricted to the best in the data, with Bonferroni's bound instead of a quantile that would require
+    equal variances and correlations. It refers to the same population as the intervals: only to the trained networks, if they are over rows only.
 
     Args:
-        results: What ``difference`` takes, by the method's name: by default the metric of each method, from
+        results: The arguments of ``difference``, by method name. By default these are the metrics of each method from
             :func:`~lightning_uq.functional.resample_metric` with the same rows.
-        level: Level of the interval of two methods, in (0, 1).
-        higher_is_better: Whether the largest is the best, unlike losses.
-        difference: Gives the interval for the results of two methods and a keyword ``level``; for instance
+        level: Level of the interval for two methods, in (0, 1).
+        higher_is_better: Whether the largest value is the best, unlike for losses.
+        difference: Computes the interval from the results of two methods and a keyword ``level``; for instance
             :func:`~lightning_uq.functional.paired_difference` for losses [S, N].
 
     Raises:
-        InputError: There is no method, or ``level`` is out of range; and what ``difference`` raises, with the names of the two methods.
+        InputError: There is no method, or ``level`` is out of range. Errors of ``difference`` are raised with the names of the two methods.
 
     Source: Hsu, Annals of Statistics 9 (1981) 1026; Gupta, Technometrics 7 (1965) 225. ``benchmarks/seed_differences.md`` measures how often the best
-    is kept.
+    method is kept.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Bootstrap weights that belong to a sample: a function of (seed, member, sample index) and of nothing else."""
+"""Bootstrap weights of samples, which depend only on (seed, member, sample index)."""
 
 import math
 from typing import Literal
@@ -12,29 +12,29 @@ from lightning_uq.functional.validation import check_choice
 
 Bootstrap = Literal["none", "bernoulli", "exponential", "poisson", "uniform"]
 
-# P(N <= k) of N ~ Poisson(1), up to where float64 reaches 1.
+# P(N <= k) for N ~ Poisson(1), up to the k at which float64 reaches 1.
 _POISSON = [sum(math.exp(-1) / math.factorial(j) for j in range(k + 1)) for k in range(19)]
 
 
 def bootstrap_weights(
     index: Tensor, members: int | Tensor, seed: int, kind: Bootstrap, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Weights [M, B] of the samples in every member's loss, each of mean 1.
+    """Weights [M, B] of the samples in every member's loss, each with mean 1.
 
-    A weight is a hash of (seed, member, sample index): the same in every epoch, batch, order, rank and device, as a
-    bootstrap needs. Weights drawn anew at every step would be noise that averages out.
+    A weight is a hash of (seed, member, sample index), so it is the same in every epoch, batch, order, rank and device, as a
+    bootstrap requires. Weights drawn anew at every step would only be noise that averages out.
 
     Args:
         index: Positions [B] of the samples in the data set, integers.
-        members: M for the members 0 to M - 1, or their numbers [M] (or any other integer indices z, as dropout's seeds).
-        seed: Which bootstrap.
+        members: M for the members 0 to M - 1, or their numbers [M] (or other integer indices z, such as dropout's seeds).
+        seed: Selects one bootstrap.
         kind: ``"bernoulli"`` (2 * Bernoulli(1/2): 0 or 2), ``"exponential"`` (Exp(1), the Bayesian bootstrap without its
-            normalisation), ``"poisson"`` (Poisson(1), the limit of drawing n of n with replacement), ``"uniform"`` (from
-            0 to 2), or ``"none"`` (1).
+            normalisation), ``"poisson"`` (Poisson(1), the limit of drawing n of n with replacement), ``"uniform"`` (uniform
+            in (0, 2)), or ``"none"`` (1).
         dtype: Type of the weights.
 
     Raises:
-        InputError: ``index`` is not [B] of integers, ``members`` not a number or [M] of integers, or ``kind`` is unknown.
+        InputError: ``index`` is not integers [B], ``members`` is not a number or integers [M], or ``kind`` is unknown.
 
     Source: Osband et al., arXiv 2107.08924, and ``enn.data_noise``; Rubin, "The Bayesian Bootstrap", 1981; the hash is
     the finaliser of Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
@@ -77,7 +77,7 @@ def counter_uniform(index: Tensor, members: int | Tensor, seed: int) -> Tensor:
 
 
 def member_seed(seed: int, member: int, bits: int = 32) -> int:
-    """The seed of one member, hashed from (seed, member): ensembles of neighbouring seeds share none.
+    """The seed of one member, hashed from (seed, member), so that ensembles with neighbouring seeds have no member in common.
 
     Example:
         >>> len({member_seed(seed, member) for seed in range(10) for member in range(10)})
@@ -87,7 +87,7 @@ def member_seed(seed: int, member: int, bits: int = 32) -> int:
 
 
 def check_positions(name: str, value: Tensor, meaning: str) -> None:
-    """Refuse anything but integers of one axis."""
+    """Refuse values other than integers with one axis."""
     if not isinstance(value, Tensor):
         raise InputError(f"`{name}` must be {meaning}, integers, but it is a {type(value).__name__}.")
     if value.ndim != 1 or value.is_floating_point() or value.dtype == torch.bool:

@@ -1,7 +1,7 @@
-"""Binned calibration errors: uniform or adaptive bins, debiased, class-wise.
+"""Binned calibration errors: with uniform or adaptive bins, debiased, class-wise.
 
-A binned error is two steps, so that a data set can be streamed: :func:`bin_statistics` sums a batch into bins, sums of
-batches add, and :func:`calibration_error` reads the total.
+A binned error is computed in two steps, so that a data set can be streamed: :func:`bin_statistics` sums a batch into bins, these
+sums are added over batches, and :func:`calibration_error` takes the total.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Binning = Literal["uniform", "adaptive"]
 
 
 def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence and correctness of the most probable class (the first one on ties).
+    """Confidence and correctness of the most probable class (the first one if tied).
 
     Args:
         probs: Probabilities [N, C].
         target: Class indices [N].
 
     Returns:
-        The confidence [N], in the dtype of ``probs``, and whether the class is the target, [N] of bool.
+        The confidence [N], in the dtype of ``probs``, and whether the class equals the target, bool [N].
 
     Example:
         >>> top_label(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([1, 1]))
@@ -41,17 +41,16 @@ def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor:
     """Sum confidences into the equal-width bins ((k - 1) / num_bins, k / num_bins].
 
-    A confidence of exactly 0 is in the first bin, one of exactly 1 in the last. An edge is k / num_bins rounded to the
-    dtype of ``confidence``, so that a confidence written as k / num_bins lies on the edge, hence in the bin below it, in
-    every precision.
+    A confidence of 0 is in the first bin, and a confidence of 1 in the last. An edge is k / num_bins rounded to the dtype of
+    ``confidence``, so a confidence written as k / num_bins lies on the edge, and hence in the bin below it, in every precision.
 
     Args:
         confidence: Probabilities [N], or [N, C] for one set of bins per class.
-        correct: Whether each came true, of the same shape.
+        correct: Whether each prediction was correct, in the same shape.
         num_bins: Number of bins.
 
     Returns:
-        [3, num_bins] or [3, C, num_bins] in float64: the number of rows, of those that came true, and the sum of the
+        [3, num_bins] or [3, C, num_bins] in float64: the number of rows, the number of correct rows, and the sum of the
         confidences.
 
     Example:
@@ -64,37 +63,37 @@ def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor
 
 
 def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
-    """The number of the bin of each confidence, from 0 on; see :func:`bin_statistics`.
+    """The bin number of each confidence, starting at 0; see :func:`bin_statistics`.
 
     Example:
         >>> uniform_bins(torch.tensor([0.0, 0.5, 0.51, 1.0]), 2)
         tensor([0, 0, 1, 1])
     """
     if confidence.dtype == torch.float32 and is_free(confidence):
-        # The search of bucketize mispredicts most of its branches, which takes a CPU five times as long as this. A float32 lies above
-        # round(k / num_bins) exactly where the midpoint between it and the float32 below lies above k / num_bins. float64 holds twice
-        # the midpoint, and its product with num_bins / 2, without rounding.
+        # The search in `bucketize` mispredicts most branches and takes a CPU five times as long. A float32 exceeds round(k / num_bins)
+        # exactly if the midpoint between it and the next lower float32 exceeds k / num_bins. Twice the midpoint, and its product with
+        # num_bins / 2, are exact in float64.
         below = torch.nextafter(confidence, confidence.new_zeros(()))
         position = widen(below).add_(widen(confidence)).mul_(num_bins / 2)
         return position.long().clamp_(0, num_bins - 1)
-    # linspace would accumulate its own rounding; k / num_bins in float64 is correctly rounded.
+    # `linspace` would accumulate rounding; k / num_bins in float64 is correctly rounded.
     edges = (widen(torch.arange(1, num_bins, device=confidence.device)) / num_bins).to(confidence.dtype)
     return torch.bucketize(upcast(confidence).contiguous(), upcast(edges))
 
 
 def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor:
-    """Sum confidences into bins of equal mass, (q_{k-1}, q_k] with q_k the ceil(k N / num_bins)-th smallest of them.
+    """Sum confidences into bins of equal mass, (q_{k-1}, q_k], where q_k is the ceil(k N / num_bins)-th smallest of them.
 
-    Equal confidences always share a bin, so the result depends neither on the order of the rows nor on how a sort breaks
-    ties; where ties are many, bins are uneven and some are empty.
+    Equal confidences always share a bin, so the result depends neither on the order of the rows nor on how sorting breaks ties.
+    If many are tied, bins are uneven, and some are empty.
 
     Args:
         confidence: All probabilities [N] of the data set, or [N, C] for one set of bins per class.
-        correct: Whether each came true, of the same shape.
+        correct: Whether each prediction was correct, in the same shape.
         num_bins: Number of bins.
 
     Returns:
-        As :func:`bin_statistics`.
+        Sums as from :func:`bin_statistics`.
 
     Source: Nixon et al., CVPR workshops 2019 (arXiv 1904.01685).
 
@@ -121,14 +120,14 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
 
 
 def _sum_cells(confidence: Tensor, correct: Tensor, cells: Tensor, size: int) -> Tensor:
-    """The rows, those that came true, and the confidences of each cell, [3, size]; the first two are whole numbers, and so exact."""
+    """Number of rows, number of correct rows and sum of confidences of each cell, [3, size]. The counts are integers and so exact."""
     one = widen(confidence.new_ones(1)).expand_as(confidence)
     return torch.stack([scatter_sum(cells, values, size) for values in (one, correct, confidence)])
 
 
 def scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
-    """Sum ``values`` by cell in the dtype of sums."""
-    # Not bincount: it waits for a device, and with weights it raises on CUDA under Trainer(deterministic=True).
+    """Sum ``values`` by cell, in the dtype of sums."""
+    # Not `bincount`: it waits for the device, and with weights it raises on CUDA under Trainer(deterministic=True).
     values = widen(values)
     return values.new_zeros(size).index_add_(0, cells, values)
 
@@ -141,22 +140,22 @@ def calibration_error(statistics: Tensor, norm: Norm = "l1", debiased: bool = Fa
     - ``l1``: sum_b n_b / N |a_b - c_b|
     - ``l2``: sqrt(sum_b n_b / N (a_b - c_b)^2)
     - ``max``: max_b |a_b - c_b| over the bins that are not empty
-    - ``l2``, debiased: sqrt(max(0, sum_b n_b / N [(a_b - c_b)^2 - a_b (1 - a_b) / (n_b - 1)])); a bin of one row, whose
+    - ``l2``, debiased: sqrt(max(0, sum_b n_b / N [(a_b - c_b)^2 - a_b (1 - a_b) / (n_b - 1)])). A bin with one row, whose
       variance is unknown, contributes 0.
 
-    Class-wise statistics [3, C, num_bins] are one such set of C x num_bins cells: ``l1`` is then the mean over classes
-    of the class-wise error (Kull et al.), ``l2`` the marginal calibration error (Kumar et al.).
+    Class-wise statistics [3, C, num_bins] are treated as one set of C x num_bins cells: ``l1`` is then the mean over classes
+    of the class-wise error (Kull et al.), and ``l2`` the marginal calibration error (Kumar et al.).
 
     Args:
-        statistics: What :func:`bin_statistics` returned, or a sum of such.
+        statistics: The result of :func:`bin_statistics`, or a sum of such results.
         norm: "l1", "l2" or "max".
-        debiased: Subtract the sampling variance from each squared gap; for ``l2`` alone.
+        debiased: Whether to subtract the sampling variance from each squared gap; only for ``l2``.
 
     Returns:
-        A scalar in [0, 1]; NaN without a row.
+        A scalar in [0, 1]; NaN without rows.
 
     Raises:
-        InputError: ``debiased`` with another norm than ``l2``, or an unknown norm.
+        InputError: ``debiased`` is combined with a norm other than ``l2``, or the norm is unknown.
 
     Source: Naeini et al., AAAI 2015; Kumar et al., NeurIPS 2019 (arXiv 1909.10155); Kull et al., NeurIPS 2019
     (arXiv 1910.12656).
@@ -172,7 +171,7 @@ def calibration_error(statistics: Tensor, norm: Norm = "l1", debiased: bool = Fa
     filled = count.clamp_min(1)
     accuracy = correct / filled
     gap = (correct - confidence).abs() / filled
-    weight = count / total  # NaN without a row, and so is then the result
+    weight = count / total  # NaN without rows, which makes the result NaN
     if norm == "max":
         return torch.where(total > 0, gap.amax(), torch.nan)
     if norm == "l1":
@@ -185,10 +184,10 @@ def calibration_error(statistics: Tensor, norm: Norm = "l1", debiased: bool = Fa
 
 
 def check_norm(norm: str, debiased: bool) -> None:
-    """Refuse an unknown norm, and a debiased estimate of any but l2."""
+    """Refuse an unknown norm, and a debiased estimate for norms other than l2."""
     check_choice("norm", norm, ("l1", "l2", "max"))
     if debiased and norm != "l2":
-        raise InputError(f"`debiased` must be False with norm={norm!r}: the debiased estimator exists for 'l2' alone.")
+        raise InputError(f"`debiased` must be False with norm={norm!r}: the debiased estimator exists only for 'l2'.")
 
 
 def expected_calibration_error(
@@ -203,19 +202,19 @@ def expected_calibration_error(
     """Expected calibration error of a data set that fits in memory; see :func:`calibration_error` for the formulas.
 
     Args:
-        probs: Probabilities [B, C] (or [B, C, ...], each position a row).
+        probs: Probabilities [B, C], or [B, C, ...] with each position as a row.
         target: Class indices [B] (or [B, ...]).
         num_bins: Number of bins.
         norm: "l1" (the usual ECE), "l2" or "max" (the maximum calibration error).
         binning: "uniform" for equal width, "adaptive" for equal mass.
-        debiased: Kumar et al.'s debiased estimate, for ``l2`` alone.
-        classwise: Calibrate each class's probability instead of the top label's.
+        debiased: Whether to use Kumar et al.'s debiased estimate; only for ``l2``.
+        classwise: Whether to use each class's probability instead of the top label's.
 
     Returns:
-        A scalar in [0, 1]; a fraction, not per cent.
+        A scalar in [0, 1]; a fraction, not a percentage.
 
     Raises:
-        InputError: ``probs`` are no probabilities, shapes differ, or a target is out of range.
+        InputError: ``probs`` are not probabilities, shapes differ, or a target is out of range.
 
     Example:
         >>> probs = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
@@ -231,7 +230,7 @@ def expected_calibration_error(
 
 
 def calibration_pairs(probs: Tensor, target: Tensor, classwise: bool) -> tuple[Tensor, Tensor]:
-    """The (probability, came true) pairs of rows [N, C]: the top label's [N], or every class's [N, C]."""
+    """Pairs (probability, correctness) of rows [N, C]: of the top label [N], or of every class [N, C]."""
     if not classwise:
         return top_label(probs, target)
     return probs, target[:, None] == torch.arange(probs.shape[1], device=probs.device)

@@ -1,4 +1,4 @@
-"""A fitted calibration applied to log-probabilities, by the name of its tensor."""
+"""Application of a fitted calibration to log-probabilities, selected by the name of its tensor."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CALIBRATIONS = ("temperature", "class_scaling", "class_matrix", "class_curves")
 
 
 def calibrate_log_probs(log_probs: Tensor, fitted: Mapping[str, Tensor | None]) -> Tensor:
-    """Calibrated log-probabilities [N, C, ...] of log-probabilities [N, C, ...].
+    """Calibrate log-probabilities [N, C, ...] -> [N, C, ...].
 
     Args:
         log_probs: Log of the mean probabilities.
-        fitted: At most one tensor that is not None: ``temperature``, ``class_scaling`` (:func:`apply_vector_scaling`),
+        fitted: Tensors by name, of which at most one is not None: ``temperature``, ``class_scaling`` (:func:`apply_vector_scaling`),
             ``class_matrix`` (:func:`apply_matrix_scaling`) or ``class_curves`` (:func:`apply_isotonic`).
 
     Example:

@@ -16,7 +16,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import wide_dtype, widen
 from lightning_uq.functional.validation import check_floating, check_integer, check_shape, check_target
 
-_CLIP = 5.0  # of probits, as in the original
+_CLIP = 5.0  # bound of probits, as in the original
 _MAX_PLANES = 16
 _CHUNK = 1 << 21  # probits read at a time: 16 MB
 
@@ -25,8 +25,8 @@ class Projection(NamedTuple):
     """Hyperplanes that sort hypotheses into cells.
 
     Attributes:
-        weight: Their normals [P, tau, C].
-        offset: [P].
+        weight: Normal vectors [P, tau, C].
+        offset: Offsets [P].
     """
 
     weight: Tensor
@@ -36,13 +36,13 @@ class Projection(NamedTuple):
 def random_projection(
     tau: int, num_classes: int, num_planes: int = 7, *, generator: torch.Generator | None = None
 ) -> Projection:
-    """Random hyperplanes for :func:`clustered_log_likelihood`, normals and offsets standard normal.
+    """Random hyperplanes for :func:`clustered_log_likelihood`, with standard normal normals and offsets.
 
     Args:
-        tau: Labels predicted together.
+        tau: Number of labels predicted together.
         num_classes: C.
-        num_planes: P; the testbed has 7, hence at most 128 cells.
-        generator: Source of the draw; torch's global one without it.
+        num_planes: P; the testbed uses 7, which gives at most 128 cells.
+        generator: Source of the random numbers; default: torch's global generator.
 
     Raises:
         InputError: A number is below 1, or there are more than 16 planes.
@@ -62,24 +62,24 @@ def random_projection(
 def clustered_log_likelihood(
     logits: Tensor | Iterable[Tensor], target: Tensor, projection: Projection, position: Tensor | None = None
 ) -> Tensor:
-    """The testbed's estimate of log of the mean over z of prod_t p_z(y_t | x_t), for many labels together.
+    """The testbed's estimate of log mean_z prod_t p_z(y_t | x_t), for many labels together.
 
-    Labels of a hundred different inputs leave a few of a thousand hypotheses that say anything, and the mean of their products
-    falls far below its limit. So hypotheses that predict alike share their probabilities: each is the point of its probits
-    u_tc = Phi^-1(p_tc), cut at +-5, and random hyperplanes sort the points into cells k. Then
+    With labels of a hundred different inputs, only a few of a thousand hypotheses contribute, and the mean of their products
+    falls far below its limit. Similar hypotheses therefore share their probabilities: each is the point of its probits
+    u_tc = Phi^-1(p_tc), clipped at +-5, and random hyperplanes sort the points into cells k. Then
 
         log sum_k (n_k / Z) prod_t q_kt,    q_kt = mean over z in cell k of p_z(y_t | x_t).
 
-    It is :func:`joint_log_likelihood` (but for the cut) where tau is 1, where hypotheses of one cell agree, and hence where
-    each has a cell of its own. Elsewhere it is biased, since labels count as independent within a cell: with few distinct
-    inputs among many labels, as polyadic draws have them, it is mostly too low, and :func:`joint_log_likelihood` the better
-    estimate. No probability is below Phi(-5) = 2.9e-7, so that no draw is infinite.
+    Except for the clipping, it equals :func:`joint_log_likelihood` if tau is 1 or if the hypotheses of each cell agree (for
+    example if each has its own cell). Otherwise it is biased, since labels count as independent within a cell. With few distinct
+    inputs among many labels, as in polyadic draws, it is mostly too low, and :func:`joint_log_likelihood` is the better estimate.
+    Probabilities are at least Phi(-5) = 2.9e-7, so no draw is infinite.
 
     Args:
-        logits: [Z, N, C] at N inputs, whole or in parts along Z, which are read one after the other.
+        logits: [Z, N, C] at N inputs, whole or in parts along Z, which are read in order.
         target: [S, tau].
         projection: Hyperplanes, the same for all draws: :func:`random_projection`.
-        position: Which of the N inputs each draw has: [S, tau]; without it N = S tau inputs stand in the draws' order.
+        position: For each label, the position of its input among the N inputs: [S, tau]. None: N = S tau inputs in the draws' order.
 
     Returns:
         [S], in float64.
@@ -87,8 +87,8 @@ def clustered_log_likelihood(
     Raises:
         InputError: Shapes do not fit, or there is no index or draw.
 
-    Source: ``RandomProjection`` of ``neural_testbed.likelihood``, which serves it for tau > 10; its 1e-6 beside sums and
-    counts is left out.
+    Source: ``RandomProjection`` of ``neural_testbed.likelihood``, used there for tau > 10; its additions of 1e-6 to sums and
+    counts are omitted.
 
     Example:
         >>> logits = torch.tensor([[[2.0, -2.0]], [[-2.0, 2.0]]]).expand(2, 30, 2)  # a label at 30 inputs, or the other
@@ -129,6 +129,6 @@ def clustered_log_likelihood(
     counts = counts.reshape(draws, cells)
     if not bool(counts.any()):
         raise InputError("`logits` must hold at least one index z, but it holds none.")
-    # An empty cell has weight 0: log 0 with any product.
+    # An empty cell has weight 0: log 0 plus any product.
     log_means = (sums.reshape(draws, cells, tau) / counts.clamp(min=1).unsqueeze(2)).log().sum(2)
     return (counts.log() + log_means).logsumexp(1) - counts.sum(1).log()

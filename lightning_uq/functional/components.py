@@ -1,4 +1,4 @@
-"""The components of a predicted distribution: Gaussians or Student-t with weights."""
+"""The components of a predicted distribution: weighted Gaussian or Student-t distributions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Components(NamedTuple):
     """The marginal of each target as a mixture of M components.
 
     Attributes:
-        location: [M, ...].
-        scale: [M, ...], positive.
+        location: Locations [M, ...].
+        scale: Scales [M, ...], positive.
         log_weight: Logarithms of the weights [M, ...], which sum to 1 over M.
-        degrees_of_freedom: Of Student-t components [M, ...]; None for Gaussians.
+        degrees_of_freedom: Degrees of freedom of Student-t components [M, ...]; None for Gaussians.
     """
 
     location: Tensor

@@ -1,8 +1,8 @@
-"""The quantile of split conformal prediction: the threshold under which the score of a new row falls with a chosen probability.
+"""The quantile of split conformal prediction: a threshold that a new row's score stays below with a given probability.
 
 Scores are nonconformities: a higher score is a worse fit of a target to a prediction. The calibration rows must be exchangeable with the
-new row, and the network must not have been fitted to them. Then P(new score <= threshold) >= 1 - alpha, and <= 1 - alpha + 1 / (n + 1) where no
-scores are tied. A set or interval is all targets with a score of at most the threshold.
+new row, and the network must not have been fitted to them. Then P(new score <= threshold) >= 1 - alpha, and <= 1 - alpha + 1 / (n + 1) if no
+scores are tied. A set or interval contains all targets whose score is at most the threshold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lightning_uq.functional.validation import (
 
 
 def exact_fraction(alpha: float) -> Fraction:
-    """The fraction that a rounded number stands for, so that 1 - 0.9 and 0.1 give the same rank.
+    """The fraction that a rounded number represents, so that 1 - 0.9 and 0.1 give the same rank.
 
     Raises:
         InputError: ``alpha`` is not in [0, 1].
@@ -43,11 +43,11 @@ def exact_fraction(alpha: float) -> Fraction:
 def conformal_quantile(scores: Tensor, alpha: float) -> Tensor:
     """The ceil((n + 1)(1 - alpha))-th smallest of n scores: [N, ...] -> [...].
 
-    The rank is computed exactly. Plus infinity is returned if it exceeds n, since then no finite threshold has the coverage: n must be at
+    The rank is computed exactly. If it exceeds n, no finite threshold has the coverage, and plus infinity is returned; n must be at
     least 1 / alpha - 1. With ``alpha`` = 1 the rank is 0, and minus infinity is returned.
 
     Args:
-        scores: Scores of the calibration rows [N, ...]. Each further position has its own quantile.
+        scores: Scores of the calibration rows [N, ...]. Each further position has a separate quantile.
         alpha: Share of new rows that may exceed the threshold, in [0, 1].
 
     Returns:
@@ -71,21 +71,21 @@ def conformal_quantile(scores: Tensor, alpha: float) -> Tensor:
 
 
 def group_quantiles(scores: Tensor, groups: Tensor, num_groups: int, alpha: float) -> Tensor:
-    """:func:`conformal_quantile` of each group's own rows: [N, ...] -> [G, ...]. Then the coverage holds within each group.
+    """:func:`conformal_quantile` of each group's rows: [N, ...] -> [G, ...], so that the coverage holds within each group.
 
-    With labels as groups, this is class-conditional (Mondrian) conformal prediction. A group with too few rows has an infinite threshold.
+    With labels as groups, this is class-conditional (Mondrian) conformal prediction. The threshold of a group with too few rows is infinite.
 
     Args:
         scores: Scores of the calibration rows [N, ...].
-        groups: The group of each row [N], in [0, num_groups). It must be known for a new row too, or be its candidate label.
+        groups: The group of each row [N], in [0, num_groups). A new row's group must be known too, or be its candidate label.
         num_groups: Number of groups G.
         alpha: Share of each group's new rows that may exceed its threshold, in [0, 1].
 
     Returns:
-        [G, ...] in float64; ``thresholds[groups]`` are those of rows.
+        [G, ...] in float64; index it as ``thresholds[groups]`` for rows.
 
     Raises:
-        InputError: A group is out of range, or as for :func:`conformal_quantile`.
+        InputError: A group is out of range, or see :func:`conformal_quantile`.
 
     Source: Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
 
@@ -106,9 +106,9 @@ def group_quantiles(scores: Tensor, groups: Tensor, num_groups: int, alpha: floa
 def weighted_conformal_quantile(scores: Tensor, weights: Tensor, new_weights: Tensor, alpha: float) -> Tensor:
     """Thresholds under a known covariate shift, one per new row: the (1 - alpha) quantile of sum_i p_i delta(s_i) + p_new delta(inf).
 
-    A weight is the ratio of the new to the calibration density at an input, up to a common factor, and p is w over the sum of the n
-    calibration weights and of the one new weight. Equal weights give :func:`conformal_quantile`. Shares that differ by a relative 1e-12 are
-    equal.
+    A weight is the ratio of the new to the calibration density at an input, up to a common factor. p is a weight divided by the sum of
+    the n calibration weights and the new row's weight. Equal weights give :func:`conformal_quantile`. Shares that differ by less than a
+    relative 1e-12 count as equal.
 
     Args:
         scores: Scores of the calibration rows [N].
@@ -117,10 +117,10 @@ def weighted_conformal_quantile(scores: Tensor, weights: Tensor, new_weights: Te
         alpha: Share of new rows that may exceed their threshold, in [0, 1].
 
     Returns:
-        [B] in float64. Plus infinity where the new row's own weight exceeds alpha of the sum; minus infinity where ``alpha`` is 1.
+        [B] in float64. Plus infinity if the new row's weight exceeds alpha times the sum; minus infinity if ``alpha`` is 1.
 
     Raises:
-        InputError: A weight is negative or not finite, the shapes differ, or as for :func:`conformal_quantile`.
+        InputError: A weight is negative or not finite, the shapes differ, or see :func:`conformal_quantile`.
 
     Source: Tibshirani et al., "Conformal prediction under covariate shift", NeurIPS 2019 (arXiv 1904.06019), lemma 3.
 
@@ -137,7 +137,7 @@ def weighted_conformal_quantile(scores: Tensor, weights: Tensor, new_weights: Te
     check_shape("new_weights", new_weights, torch.Size([new_weights.numel()]))
     for name, value in (("weights", weights), ("new_weights", new_weights)):
         if not bool(((value >= 0) & value.isfinite()).all()):
-            raise InputError(f"`{name}` must be finite and not negative, but it holds other values.")
+            raise InputError(f"`{name}` must be finite and non-negative, but it holds other values.")
     share = 1 - exact_fraction(alpha)
     if share == 0:
         return scores.new_full(new_weights.shape, -math.inf)
@@ -145,7 +145,7 @@ def weighted_conformal_quantile(scores: Tensor, weights: Tensor, new_weights: Te
     below = widen(weights)[order].cumsum(0)
     total = below[-1:].sum() + widen(new_weights)
     index = torch.searchsorted(below, float(share) * total * (1 - 1e-12))
-    # Without any weight nothing is known of a new row.
+    # If all weights are 0, nothing is known about a new row.
     index = torch.where(total > 0, index, len(ordered))
     return torch.cat([ordered, ordered.new_tensor([math.inf])])[index]
 

@@ -1,4 +1,4 @@
-"""Intervals of conformal prediction: one score and one widening for residuals, normalized residuals and quantiles.
+"""Intervals of conformal prediction: one score and one interval for residuals, normalized residuals and quantiles.
 
 | method | lower | upper | scale |
 |---|---|---|---|
@@ -6,8 +6,8 @@
 | normalized residuals | mean | mean | standard deviation |
 | conformalized quantile regression (CQR) | lower quantile | upper quantile | none |
 
-For outputs [N, H, D] over a horizon of H steps, the scores [N, H, D] have one threshold per step and dimension [H, D], each with the coverage
-1 - alpha. Their maximum over the steps, ``scores.amax(1)``, gives thresholds [D] of bands that cover all steps at once with that probability.
+For outputs [N, H, D] over a horizon of H steps, the scores [N, H, D] give one threshold per step and dimension [H, D], each with coverage
+1 - alpha. Their maximum over the steps, ``scores.amax(1)``, gives thresholds [D] for bands that cover all steps jointly with that probability.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from lightning_uq.functional.validation import all_hold, check_floating, check_n
 
 
 def interval_excess(lower: Tensor, upper: Tensor, target: Tensor, scale: Tensor | None = None) -> Tensor:
-    """How far the target lies outside an interval, max(lower - y, y - upper) / scale; negative inside.
+    """Distance of the target outside an interval, max(lower - y, y - upper) / scale; negative inside.
 
     Args:
         lower: Lower bounds [B, ...].
-        upper: Upper bounds, in the same shape; the mean twice gives |y - mean|.
-        target: Targets y in the same shape; the last axis may be missing where it is 1.
-        scale: Positive standard deviations in the same shape; None for 1.
+        upper: Upper bounds of the same shape. The mean as both bounds gives |y - mean|.
+        target: Targets y of the same shape; the last axis may be missing if its size is 1.
+        scale: Positive standard deviations of the same shape; None for 1.
 
     Returns:
         [B, ...] in float64.
 
     Raises:
-        InputError: Shapes differ, a number is not finite, or a scale is not positive. Missing targets (NaN) must be left out beforehand.
+        InputError: Shapes differ, a number is not finite, or a scale is not positive. Remove missing targets (NaN) beforehand.
 
     Source: Lei et al., JASA 113 (2018) (arXiv 1604.04173), section 5.2 for the scale; Romano, Patterson & Candes, "Conformalized quantile
     regression", NeurIPS 2019 (arXiv 1905.03222), equation 6.
@@ -58,17 +58,17 @@ def interval_excess(lower: Tensor, upper: Tensor, target: Tensor, scale: Tensor 
 def conformal_interval(
     lower: Tensor, upper: Tensor, threshold: Tensor | float, scale: Tensor | None = None, *, validate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The targets whose :func:`interval_excess` is at most the threshold: lower - threshold scale and upper + threshold scale.
+    """All targets whose :func:`interval_excess` is at most the threshold: from lower - threshold scale to upper + threshold scale.
 
-    A negative threshold, of quantiles that are too wide, narrows an interval; one that it narrows to nothing has lower > upper and
+    A negative threshold, which occurs if quantiles are too wide, narrows an interval. An interval narrowed to nothing has lower > upper and
     covers no target.
 
     Args:
         lower: Lower bounds [B, ...].
-        upper: Upper bounds, in the same shape.
+        upper: Upper bounds of the same shape.
         threshold: One number, or a tensor that broadcasts to that shape: [H, D], [D], or [B, ...] for groups (``thresholds[groups]``).
-        scale: Positive standard deviations in the same shape; None for 1.
-        validate: Whether to look at the values, which waits for a GPU.
+        scale: Positive standard deviations of the same shape; None for 1.
+        validate: Whether to check the values, which waits for a GPU.
 
     Returns:
         Lower and upper bounds [B, ...] in float64, infinite where the threshold is.

@@ -1,7 +1,7 @@
-"""P-values of scores against calibration rows, thresholds with a rate of false alarms, and the rows of a batch that are outliers together.
+"""P-values of scores against calibration rows, thresholds with a given false alarm rate, and outlier detection in a batch.
 
-Scores are higher for inputs further out of distribution. The calibration rows must be exchangeable with a new row of the same distribution, and
-nothing may have been fitted to them.
+Higher scores are further out of distribution. The calibration rows must be exchangeable with a new row of the same distribution, and
+must not have been used in any fit.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from lightning_uq.functional.validation import (
 def conformal_p_values(score: Tensor, calibration: Tensor) -> Tensor:
     """The p-value (1 + number of calibration scores that are at least as high) / (n + 1) of each score, [...] -> [...].
 
-    For a new row of the calibration rows' distribution, P(p <= alpha) <= alpha, for every alpha. P-values of several rows share the calibration rows, so
-    they depend on each other, positively.
+    For a new row from the calibration rows' distribution, P(p <= alpha) <= alpha for every alpha. P-values of several rows share the calibration
+    rows, so they are positively dependent.
 
     Args:
-        score: Scores [...], higher = further out; plus infinity, or NaN, gets the smallest p-value.
+        score: Scores [...]; higher is further out. Plus infinity and NaN get the smallest p-value.
         calibration: Scores [n] of the calibration rows, in any order.
 
     Returns:
-        [...] in float64 (float32 where the device has no float64), in [1 / (n + 1), 1].
+        [...] in float64 (float32 if the device has no float64), in [1 / (n + 1), 1].
 
     Raises:
-        InputError: An argument is no floating-point tensor of these axes, or ``calibration`` holds NaN.
+        InputError: An argument is not a floating-point tensor with these axes, or ``calibration`` holds NaN.
 
     Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al., Annals of Statistics 51 (2023).
 
@@ -53,7 +53,7 @@ def conformal_p_values(score: Tensor, calibration: Tensor) -> Tensor:
 
 
 def p_values_among(score: Tensor, ascending: Tensor) -> Tensor:
-    """:func:`conformal_p_values` for calibration scores [n] that are in ascending order already, which is not checked; it can be exported."""
+    """:func:`conformal_p_values` for calibration scores [n] in ascending order, which is not checked. It can be exported."""
     n = len(ascending)
     wide = widen(score)
     ordered = ascending.to(wide)
@@ -65,7 +65,7 @@ def p_values_among(score: Tensor, ascending: Tensor) -> Tensor:
 
 
 def _num_below(ordered: Tensor, values: Tensor) -> Tensor:
-    """How many ordered numbers [n] are below each value, by bisection: exporters to ONNX lack ``searchsorted``."""
+    """How many of the sorted numbers [n] are below each value, by bisection: exporters to ONNX lack ``searchsorted``."""
     n = len(ordered)
     found = torch.zeros(values.shape, dtype=torch.long, device=values.device)
     for step in (2**power for power in reversed(range(n.bit_length()))):
@@ -77,21 +77,21 @@ def _num_below(ordered: Tensor, values: Tensor) -> Tensor:
 
 
 def alarm_threshold(calibration: Tensor, false_alarm_rate: float, delta: float | None = None) -> Tensor:
-    """The threshold that a new row of the calibration rows' distribution exceeds with a probability of at most ``false_alarm_rate``.
+    """The threshold that a new row from the calibration rows' distribution exceeds with a probability of at most ``false_alarm_rate``.
 
-    Without ``delta`` the probability is that over the calibration rows and the new row: the threshold is the k-th highest score with
-    k = floor((n + 1) rate), so that a row exceeds it where its p-value is at most the rate. Given the calibration rows, the share of
-    new rows that exceed the k-th highest of n scores is, without ties, Beta(k, n + 1 - k) distributed. With ``delta``, k is the largest one for which this share
-    is at most the rate with a probability of 1 - delta.
+    Without ``delta``, the probability is over the calibration rows and the new row. The threshold is the k-th highest score with
+    k = floor((n + 1) rate), and a row exceeds it if its p-value is at most the rate. Given the calibration rows and no ties, the share of
+    new rows above the k-th highest of n scores has a Beta(k, n + 1 - k) distribution. With ``delta``, k is the largest number for which
+    this share is at most the rate with probability 1 - delta.
 
     Args:
         calibration: Scores [n].
-        false_alarm_rate: In (0, 1).
-        delta: In (0, 1), or None.
+        false_alarm_rate: Rate in (0, 1).
+        delta: Probability in (0, 1) that the rate is exceeded, or None.
 
     Returns:
-        A scalar in float64. Plus infinity, which no score exceeds, if the rows are too few: fewer than 1 / rate - 1, or, with ``delta``,
-        than log(delta) / log(1 - rate).
+        A scalar in float64. If there are too few rows, it is plus infinity, which no score exceeds: fewer than 1 / rate - 1, or with
+        ``delta`` fewer than log(delta) / log(1 - rate).
 
     Raises:
         InputError: An argument is out of range, or a score is NaN.
@@ -121,14 +121,14 @@ def alarm_threshold(calibration: Tensor, false_alarm_rate: float, delta: float |
 
 
 def benjamini_hochberg(p_values: Tensor, false_discovery_rate: float) -> Tensor:
-    """Which rows of a batch are outliers, so that on average at most a share ``false_discovery_rate`` of them are none: bool [B].
+    """Find outliers in a batch such that on average at most a share ``false_discovery_rate`` of the findings are wrong: bool [B].
 
-    The largest k for which the k-th smallest p-value is at most k rate / B gives the threshold. The rate holds for independent p-values, and for
-    conformal p-values that share their calibration rows. About B / (rate number of outliers) calibration rows are needed before p-values are small enough.
+    The threshold is the k-th smallest p-value for the largest k at which it is at most k rate / B. The rate holds for independent p-values, and for
+    conformal p-values that share calibration rows. P-values are small enough only with about B / (rate * number of outliers) calibration rows.
 
     Args:
-        p_values: [B], in [0, 1].
-        false_discovery_rate: In (0, 1).
+        p_values: P-values [B], in [0, 1].
+        false_discovery_rate: Rate in (0, 1).
 
     Raises:
         InputError: An argument is out of range.

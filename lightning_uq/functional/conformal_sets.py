@@ -1,7 +1,7 @@
-"""Sets of labels for conformal prediction: the score of each label, and the labels with a score of at most a threshold.
+"""Sets of labels for conformal prediction: the score of each label, and the labels whose score is at most a threshold.
 
-:func:`~lightning_uq.functional.conformal_quantile` of the true labels' scores is the threshold with the coverage 1 - alpha over all rows, and
-:func:`~lightning_uq.functional.group_quantiles` those with that coverage for each class or group.
+The threshold with coverage 1 - alpha over all rows is :func:`~lightning_uq.functional.conformal_quantile` of the true labels' scores;
+:func:`~lightning_uq.functional.group_quantiles` gives thresholds with that coverage for each class or group.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from lightning_uq.functional.validation import (
 def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
     """Scores of the least ambiguous set-valued classifiers (LAC), as log-odds: log((1 - p_y) / p_y) for each label y.
 
-    They order labels as 1 - p_y does, but stay apart where p_y is rounded to 0 or 1; ``scores.sigmoid()`` is 1 - p_y. The sets have the
-    smallest mean size of all sets with their coverage if the probabilities are the true ones.
+    They order labels like 1 - p_y, but also separate probabilities that round to 0 or 1; ``scores.sigmoid()`` is 1 - p_y. If the
+    probabilities are the true ones, the sets have the smallest mean size among all sets with their coverage.
 
     Args:
         logits: Logits or log-probabilities [B, C].
-        validate: Whether to look at the values, which waits for a GPU.
+        validate: Whether to check the values, which waits for a GPU.
 
     Returns:
         [B, C] in float64.
 
     Raises:
-        InputError: ``logits`` are not floating point [B, C], hold NaN or plus infinity, or a row of minus infinities.
+        InputError: ``logits`` are not floating point [B, C], hold NaN or plus infinity, or have a row with only minus infinity.
 
     Source: Sadinle, Lei & Wasserman, JASA 114 (2019) (arXiv 1609.00451).
 
@@ -52,21 +52,21 @@ def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
     """
     logits = _checked(logits, validate)
     log_prob = logits - logits.logsumexp(1, keepdim=True)
-    # 1 - p has all its digits where p <= 1/2, hence for all labels but the top one, whose complement is summed.
+    # For p <= 1/2, 1 - p keeps all its digits; only the top label can have p > 1/2, and its complement is summed.
     top, label = logits.max(1, keepdim=True)
     sure = logits.scatter(1, label, -torch.inf).logsumexp(1, keepdim=True) - top
     return torch.where(logits == top, sure, (-log_prob.exp()).log1p() - log_prob)
 
 
 def aps_scores(logits: Tensor, uniforms: Tensor | None = None, *, validate: bool = True) -> Tensor:
-    """Scores of adaptive prediction sets (APS), less one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y.
+    """Scores of adaptive prediction sets (APS), minus one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y.
 
-    See :func:`raps_scores`, which these are without a penalty.
+    They are :func:`raps_scores` without a penalty.
 
     Args:
         logits: Logits or log-probabilities [B, C].
-        uniforms: u, one draw from [0, 1] per row [B], for calibration rows and new rows; None for u = 1, which gives larger sets.
-        validate: Whether to look at the values, which waits for a GPU.
+        uniforms: u, one random number in [0, 1] per row [B], for calibration rows and new rows. None: u = 1, which gives larger sets.
+        validate: Whether to check the values, which waits for a GPU.
 
     Source: Romano, Sesia & Candes, "Classification with valid and adaptive coverage", NeurIPS 2020 (arXiv 2006.02544).
 
@@ -83,23 +83,23 @@ def aps_scores(logits: Tensor, uniforms: Tensor | None = None, *, validate: bool
 def raps_scores(
     logits: Tensor, penalty: float = 0.01, k_reg: int = 5, uniforms: Tensor | None = None, *, validate: bool = True
 ) -> Tensor:
-    """Scores of regularised adaptive prediction sets (RAPS), less one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y + penalty (rank_y - k_reg)_+.
+    """Scores of regularised adaptive prediction sets (RAPS), minus one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y + penalty (rank_y - k_reg)_+.
 
-    rank_y is the number of labels with p_c >= p_y. Labels of equal probability have equal scores. The one is taken off because S_y is
-    rounded to 1 for sure rows: S_y - 1 is computed as the penalty minus the probability that remains, which keeps its digits.
+    rank_y is the number of labels with p_c >= p_y. Labels of equal probability have equal scores. One is subtracted because S_y rounds
+    to 1 for confident rows: S_y - 1 is computed as the penalty minus the remaining probability, which keeps its digits.
 
     Args:
         logits: Logits or log-probabilities [B, C].
-        penalty: Lambda, what each label beyond the first ``k_reg`` costs; at least 0.
+        penalty: Lambda, the cost of each label beyond the first ``k_reg``; at least 0.
         k_reg: Number of labels without a penalty.
-        uniforms: u, one draw from [0, 1] per row [B], for calibration rows and new rows; None for u = 1, which gives larger sets.
-        validate: Whether to look at the values, which waits for a GPU.
+        uniforms: u, one random number in [0, 1] per row [B], for calibration rows and new rows. None: u = 1, which gives larger sets.
+        validate: Whether to check the values, which waits for a GPU.
 
     Returns:
         [B, C] in float64.
 
     Raises:
-        InputError: ``penalty`` or ``k_reg`` is negative, ``uniforms`` are not [B] in [0, 1], or ``logits`` as for :func:`lac_scores`.
+        InputError: ``penalty`` or ``k_reg`` is negative, ``uniforms`` are not [B] in [0, 1], or see :func:`lac_scores` for ``logits``.
 
     Source: Angelopoulos et al., "Uncertainty sets for image classifiers using conformal prediction", ICLR 2021 (arXiv 2009.14193).
 
@@ -117,7 +117,7 @@ def raps_scores(
     left = below.gather(1, last)  # the smaller probabilities, and the equal ones of other labels
     if uniforms is not None:
         left = left + (1 - _checked_uniforms(uniforms, logits, validate))[:, None] * probs
-    beyond = (logits.shape[1] - first - k_reg).clamp_min(0).to(probs)  # a number times integers is in float32
+    beyond = (logits.shape[1] - first - k_reg).clamp_min(0).to(probs)  # without `.to`, the product would be in float32
     return torch.empty_like(probs).scatter(1, order, penalty * beyond - left)
 
 
@@ -140,14 +140,14 @@ def true_label_scores(scores: Tensor, target: Tensor) -> Tensor:
 def prediction_sets(
     scores: Tensor, threshold: Tensor | float, allow_empty: bool = True, *, validate: bool = True
 ) -> Tensor:
-    """Which labels have a score of at most the threshold: [B, C] of bool.
+    """Whether each label's score is at most the threshold: [B, C] of bool.
 
     Args:
         scores: Scores of all labels [B, C].
-        threshold: One number; one per class [C], from the class's own calibration rows; or one per row [B, 1], such as its group's.
-        allow_empty: Whether a set may be empty. If not, an empty set gets its labels of the lowest score, so coverage may exceed 1 - alpha; it
-            does where the accuracy is above 1 - alpha.
-        validate: Whether to look at the values, which waits for a GPU.
+        threshold: One number; one per class [C], from calibration rows of that class; or one per row [B, 1], such as its group's.
+        allow_empty: Whether a set may be empty. If not, an empty set gets the labels with its lowest score. Coverage may then exceed 1 - alpha,
+            and does if the accuracy is above 1 - alpha.
+        validate: Whether to check the values, which waits for a GPU.
 
     Returns:
         [B, C] of bool. A NaN score keeps its label.
@@ -185,7 +185,7 @@ def _checked(logits: Tensor, validate: bool) -> Tensor:
         raise InputError(f"`logits` must have shape [B, C] with C > 0, but their shape is {list(logits.shape)}.")
     if validate and not all_hold(logits.amax(1).isfinite()):
         raise InputError(
-            "`logits` must hold no NaN, no plus infinity and no row of minus infinities, but a row has one of these."
+            "`logits` must hold no NaN, no plus infinity and no row with only minus infinity, but a row has one of these."
         )
     return widen(logits)
 
@@ -199,12 +199,12 @@ def _checked_uniforms(uniforms: Tensor, logits: Tensor, validate: bool) -> Tenso
 
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the last position of the equal values around each position of ascending rows [B, C]."""
+    """The first and last position of the values equal to each one, in ascending rows [B, C]."""
     position = torch.arange(ordered.shape[1], device=ordered.device).expand(ordered.shape)
     change = ordered[:, 1:] != ordered[:, :-1]
     edge = torch.ones_like(ordered[:, :1], dtype=torch.bool)
     first = running_maximum(torch.where(torch.cat([edge, change], 1), position, 0))
     last = running_maximum(torch.where(torch.cat([change, edge], 1), position.flip(1), 0).flip(1)).flip(
         1
-    )  # from behind
+    )  # backwards from the end
     return first, ordered.shape[1] - 1 - last

@@ -1,11 +1,11 @@
-"""Noise on the data that belongs to a sample and an index: what makes the hypotheses of an epistemic network disagree.
+"""Noise on the data that depends on the sample and the index, which makes the hypotheses of an epistemic network differ.
 
-Under a member's number or a seed, noise is a hash of (seed, z, sample). Under a Gaussian vector z it has to be a smooth
-function of z, or no network could learn it: each sample has fixed Gaussian signatures b and c, and the noise is made of the
-products b.z and c.z. Either way it is the same in every epoch, batch, order, rank and device.
+For a member number or a seed, the noise is a hash of (seed, z, sample). For a Gaussian vector z, it must be a smooth function of z,
+or no network could learn it: each sample has fixed Gaussian signatures b and c, and the noise is a function of the products b.z and
+c.z. Both kinds are the same in every epoch, batch, order, rank and device.
 
 Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924), and ``enn.data_noise`` of
-google-deepmind/enn, whose draws come from another generator.
+google-deepmind/enn, which draws from another generator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lightning_uq.functional.precision import upcast, wide_dtype
 from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 
 IndexDistribution = Literal["gaussian", "scaled", "unit"]
-"""Where Gaussian indices come from: N(0, I); N(0, I / D); (1, N(0, I / (D - 1)))."""
+"""Distributions of Gaussian indices: N(0, I); N(0, I / D); (1, N(0, I / (D - 1)))."""
 
 _KINDS: dict[str, tuple[str, ...]] = {
     "gaussian": ("bernoulli", "exponential"),
@@ -33,16 +33,16 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 
 def gaussian_signatures(index: Tensor, dim: int, seed: int = 0, *, stream: int = 0) -> Tensor:
-    """Standard normal vectors [B, dim], float64, one per sample: a hash of (seed, stream, dimension, sample).
+    """Standard normal vectors [B, dim] in float64, one per sample: a hash of (seed, stream, dimension, sample).
 
     Args:
         index: Positions [B] of the samples in the data set, integers.
         dim: Size of a signature.
-        seed: Which noise.
-        stream: Which of several independent signatures of one seed.
+        seed: Selects one realisation of the noise.
+        stream: Number of one of several independent signatures with the same seed.
 
     Raises:
-        InputError: ``index`` is not [B] of integers, or ``dim`` is below 1.
+        InputError: ``index`` is not integers [B], or ``dim`` is below 1.
 
     Example:
         >>> b = gaussian_signatures(torch.arange(4), 3)
@@ -62,23 +62,23 @@ def gaussian_bootstrap_weights(
     kind: Bootstrap = "bernoulli",
     distribution: IndexDistribution = "gaussian",
 ) -> Tensor:
-    """Bootstrap weights [Z, B] under Gaussian indices.
+    """Bootstrap weights [Z, B] for Gaussian indices.
 
-    ``"bernoulli"``: 1 + sign(b.z), which is 0 or 2. ``"exponential"``: ((b.z)^2 + (c.z)^2) / 2, with b and c divided by
-    sqrt(D) where z is not. The mean over samples and indices is 1; over the indices alone it is 1 for a Bernoulli weight,
-    and about 1 for an exponential one. Indices with a unit know Bernoulli weights only, and there a sample's own mean
-    depends on its signature, since the unit adds b_1 to each product.
+    ``"bernoulli"``: 1 + sign(b.z), which is 0 or 2. ``"exponential"``: ((b.z)^2 + (c.z)^2) / 2; for z ~ N(0, I), b and c are first
+    divided by sqrt(D). The mean over samples and indices is 1. The mean over the indices alone is 1 for a Bernoulli weight, and about 1
+    for an exponential one. Indices with a unit support only Bernoulli weights, and there a sample's own mean depends on its signature,
+    because the unit adds b_1 to each product.
 
     Args:
         z: Indices [Z, D].
-        signature: b [B, D], of standard normal numbers: :func:`gaussian_signatures`.
+        signature: b [B, D], standard normal numbers from :func:`gaussian_signatures`.
         second_signature: c [B, D], for ``"exponential"``.
         kind: ``"none"``, ``"bernoulli"`` or ``"exponential"``.
-        distribution: Where z comes from: ``"gaussian"`` is N(0, I), ``"scaled"`` N(0, I / D) and ``"unit"``
+        distribution: Distribution of z: ``"gaussian"`` is N(0, I), ``"scaled"`` is N(0, I / D) and ``"unit"`` is
             (1, N(0, I / (D - 1))).
 
     Raises:
-        InputError: A shape or the distribution is wrong, or ``kind`` is not defined for it.
+        InputError: A shape or the distribution is wrong, or ``kind`` is not defined for the distribution.
 
     Example:
         >>> b = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
@@ -93,7 +93,7 @@ def gaussian_bootstrap_weights(
         known = " and ".join(repr(name) for name in _KINDS[distribution])
         raise InputError(
             f"`kind` must be {known} for Gaussian indices of the distribution {distribution!r}, but it is "
-            f"{kind!r}; members of an ensemble know every kind."
+            f"{kind!r}. Members of an ensemble support every kind."
         )
     first = z @ signature.T
     if kind == "bernoulli":
@@ -108,15 +108,15 @@ def gaussian_bootstrap_weights(
 def gaussian_target_noise(
     z: Tensor, signature: Tensor, std: float, *, distribution: IndexDistribution = "gaussian"
 ) -> Tensor:
-    """Gaussian noise on the targets under Gaussian indices: std b.z, [Z, B].
+    """Gaussian noise on the targets for Gaussian indices: std b.z, [Z, B].
 
-    Under N(0, I) the signature b is taken to length 1, so that a sample's noise has variance std^2 over z; under the other
-    distributions, whose z has about length 1, it stays as it is. A unit takes no part in it.
+    For N(0, I), the signature b is scaled to length 1, so that a sample's noise has variance std^2 over z. For the other
+    distributions z has a length of about 1, and b is not scaled. The unit does not contribute.
 
     Args:
         z: Indices [Z, D].
-        signature: b [B, D] of standard normal numbers, :func:`gaussian_signatures`; [B, D - 1] for ``"unit"``. With
-            [B, K, D] there are K targets per sample, each with noise of its own, and the result is [Z, B, K].
+        signature: b [B, D] of standard normal numbers from :func:`gaussian_signatures`; [B, D - 1] for ``"unit"``. With
+            [B, K, D] there are K targets per sample, each with separate noise, and the result is [Z, B, K].
         std: Standard deviation of the noise, in units of the target.
         distribution: See :func:`gaussian_bootstrap_weights`.
 
@@ -141,17 +141,17 @@ def gaussian_target_noise(
 def member_target_noise(
     index: Tensor, members: int | Tensor, std: float, seed: int = 0, *, num_targets: int = 1
 ) -> Tensor:
-    """Gaussian noise on the targets under members' numbers or seeds, [M, B, K]: independent N(0, std^2).
+    """Gaussian noise on the targets for member numbers or seeds, [M, B, K]: independent N(0, std^2).
 
     Args:
         index: Positions [B] of the samples in the data set, integers.
         members: M for the members 0 to M - 1, or their numbers [M].
         std: Standard deviation, in units of the target.
-        seed: Which noise.
-        num_targets: K targets per sample.
+        seed: Selects one realisation of the noise.
+        num_targets: K, the number of targets per sample.
 
     Raises:
-        InputError: The indices are no integers, or ``std`` is negative.
+        InputError: The indices are not integers, or ``std`` is negative.
 
     Example:
         >>> noise = member_target_noise(torch.arange(1000), 5, std=0.1)
@@ -165,11 +165,11 @@ def member_target_noise(
     return (std * normal).to(wide_dtype(index.device)).to(index.device)
 
 
-_TARGETS = 2  # the first stream that no bootstrap reads
+_TARGETS = 2  # the first stream that the bootstrap does not use
 
 
 def _stream_seed(seed: int, stream: int) -> int:
-    """A seed that neither the bootstrap of ``seed`` nor another stream shares."""
+    """A seed different from those of the bootstrap of ``seed`` and of other streams."""
     return chain(seed, stream, 0) >> 1
 
 

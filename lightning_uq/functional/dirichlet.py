@@ -1,7 +1,7 @@
 """Closed forms of a Dirichlet over class probabilities, in float64.
 
-Entropies and vacuity take concentrations alpha [B, C, ...] > 0 with the class axis at 1; S = sum_c alpha_c. In float32 the
-mutual information, a difference of digammas, is already 1% off at an evidence of 2e4.
+Entropies and vacuity take concentrations alpha [B, C, ...] > 0 with the class axis at 1; S = sum_c alpha_c. In float32, the mutual
+information, a difference of digammas, is already 1% off at an evidence of 2e4.
 
 Source: Malinin & Gales, NeurIPS 2018 (arXiv 1802.10501), appendix C.
 """
@@ -16,7 +16,7 @@ from lightning_uq.functional.precision import widen
 
 _SERIES_FROM = 64.0
 _MAX_FACTORS = 64
-"""Rising factorials of a larger power are differences of log-gammas, whose cancellation is small by then."""
+"""Up to this power, a rising factorial is a product. Above it, the cancellation in a difference of log-gammas is small."""
 
 
 def dirichlet_predictive_entropy(concentration: Tensor, normalize: bool = False) -> Tensor:
@@ -24,7 +24,7 @@ def dirichlet_predictive_entropy(concentration: Tensor, normalize: bool = False)
 
     Args:
         concentration: alpha [B, C, ...].
-        normalize: Divide by log C, so that it lies in [0, 1].
+        normalize: Whether to divide by log C, so that it lies in [0, 1].
 
     Returns:
         [B, ...] in float64.
@@ -42,7 +42,7 @@ def dirichlet_expected_entropy(concentration: Tensor, normalize: bool = False) -
 
     Args:
         concentration: alpha [B, C, ...].
-        normalize: Divide by log C, so that it lies in [0, 1].
+        normalize: Whether to divide by log C, so that it lies in [0, 1].
 
     Returns:
         [B, ...] in float64.
@@ -60,12 +60,12 @@ def dirichlet_expected_entropy(concentration: Tensor, normalize: bool = False) -
 def dirichlet_mutual_information(concentration: Tensor, normalize: bool = False) -> Tensor:
     """H[E[p]] - E[H[p]] for p ~ Dir(alpha), in nats.
 
-    Computed as sum_c alpha_c / S (g(alpha_c) - g(S)) with the decreasing g(a) = psi(a + 1) - log a, which is about 1 / (2 a): a
-    difference of the entropies has no digits left at an evidence of 1e15.
+    It is computed as sum_c alpha_c / S (g(alpha_c) - g(S)) with the decreasing g(a) = psi(a + 1) - log a, which is about 1 / (2 a). A
+    difference of the entropies would have no digits left at an evidence of 1e15.
 
     Args:
         concentration: alpha [B, C, ...].
-        normalize: Divide by log C, so that it lies in [0, 1].
+        normalize: Whether to divide by log C, so that it lies in [0, 1].
 
     Returns:
         [B, ...] in float64.
@@ -81,7 +81,7 @@ def dirichlet_mutual_information(concentration: Tensor, normalize: bool = False)
 
 
 def _digamma_gap(a: Tensor) -> Tensor:
-    """psi(a + 1) - log a, whose two parts cancel where a is large, so there it is a series in 1 / a."""
+    """psi(a + 1) - log a. For large a, where the two parts cancel, it is a series in 1 / a."""
     inverse = 1 / a.clamp_min(_SERIES_FROM)
     square = inverse.square()
     series = inverse * (1 / 2 - inverse * (1 / 12 - square * (1 / 120 - square / 252)))
@@ -89,7 +89,7 @@ def _digamma_gap(a: Tensor) -> Tensor:
 
 
 def dirichlet_differential_entropy(concentration: Tensor) -> Tensor:
-    """Differential entropy of Dir(alpha) in nats; at most 0 for C = 2, lower where the density is sharper.
+    """Differential entropy of Dir(alpha) in nats; at most 0 for C = 2, and lower for sharper densities.
 
     log B(alpha) + (S - C) psi(S) - sum_c (alpha_c - 1) psi(alpha_c).
 
@@ -107,8 +107,8 @@ def kl_to_uniform(evidence: Tensor) -> Tensor:
     """KL(Dir(1 + evidence) || Dir(1)) in nats: [B, ...] for evidence [B, C, ...] >= 0.
 
     With alpha = 1 + evidence: log Gamma(S) - sum_c log Gamma(alpha_c) - log Gamma(C) + sum_c (alpha_c - 1) (psi(alpha_c) -
-    psi(S)). It takes the evidence, since 1 + evidence forgets a small one; it works in float64 and returns the evidence's
-    dtype. The gradient is the closed form (alpha_c - 1) psi'(alpha_c) - (S - C) psi'(S), which may be differentiated again.
+    psi(S)). The argument is the evidence, because 1 + evidence would lose a small one. It computes in float64 and returns the
+    evidence's dtype. The gradient is the closed form (alpha_c - 1) psi'(alpha_c) - (S - C) psi'(S), and can be differentiated.
 
     Source: Sensoy et al., NeurIPS 2018 (arXiv 1806.01768), section 4.
 
@@ -144,8 +144,8 @@ class _KLToUniform(torch.autograd.Function):
 def expected_squared_error(evidence: Tensor, hot: Tensor) -> Tensor:
     """E ||y - p||^2 under Dir(1 + evidence), [B, ...], for a one-hot y given as a mask ``hot`` of the evidence's shape.
 
-    With r the sum of the wrong classes' alpha, g = r / S = 1 - p_y, and E = g^2 + sum_{j != y} p_j^2, it is E + (2 g - E) / (S +
-    1): no digits are lost where p_y is close to 1. Its gradient is in closed form, and may be differentiated again.
+    Let r be the sum of the wrong classes' alpha, g = r / S = 1 - p_y, and E = g^2 + sum_{j != y} p_j^2. The value is E + (2 g - E) / (S +
+    1), which loses no digits if p_y is close to 1. Its gradient has a closed form, and can be differentiated.
 
     Source: Sensoy et al., NeurIPS 2018 (arXiv 1806.01768), equation 5.
 
@@ -168,7 +168,7 @@ class _ExpectedSquaredError(torch.autograd.Function):
     def backward(ctx: Any, *grad: Any) -> tuple[Tensor, None]:
         evidence, hot = ctx.saved_tensors
         wrong, total, gap, error = _errors(evidence, hot)
-        # d/d alpha of every class, and what the wrong ones have beyond it.
+        # The derivative with respect to every alpha, and the additional part for wrong classes.
         common = (error - 2 * gap) / (total + 1) - 2 * (error + gap / total)
         beyond = (2 * (wrong + (gap + 1 / total))).masked_fill(hot, 0.0)
         return (beyond + common) * (grad[0].unsqueeze(1) / (total + 1)), None
@@ -187,8 +187,8 @@ def _errors(evidence: Tensor, hot: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 def dirichlet_log_det_fisher(concentration: Tensor) -> Tensor:
     """log det of the Fisher information of Dir(alpha), [B, ...] in float64.
 
-    The matrix is diag(psi'(alpha)) - psi'(S) 1 1^T, so that its determinant is prod_c psi'(alpha_c) (1 - psi'(S) sum_c 1 /
-    psi'(alpha_c)); the bracket is psi'(S) (sum_c r(alpha_c) - r(S)) with r(a) = a - 1 / psi'(a), which tends to 1/2.
+    The matrix is diag(psi'(alpha)) - psi'(S) 1 1^T, so its determinant is prod_c psi'(alpha_c) (1 - psi'(S) sum_c 1 /
+    psi'(alpha_c)). The bracket is psi'(S) (sum_c r(alpha_c) - r(S)) with r(a) = a - 1 / psi'(a), which tends to 1/2.
 
     Source: Deng et al., ICML 2023 (arXiv 2303.02045), section 3.
 
@@ -206,8 +206,8 @@ def dirichlet_log_det_fisher(concentration: Tensor) -> Tensor:
 def log_rising_factorial_ratio(numerator: Tensor, denominator: Tensor, power: float) -> Tensor:
     """log [Gamma(a + p) / Gamma(a)] - log [Gamma(b + p) / Gamma(b)], elementwise, for a, b > 0.
 
-    E[x^p] of x ~ Beta(a, b - a) is its exponential. For an integer p it is sum_{k < p} log((a + k) / (b + k)), which keeps
-    all digits in float32; beyond 64 factors, and for other p, a difference of log-gammas in float64.
+    Its exponential is E[x^p] for x ~ Beta(a, b - a). For an integer p it is sum_{k < p} log((a + k) / (b + k)), which keeps all
+    digits in float32. For more than 64 factors, and for other p, it is a difference of log-gammas in float64.
 
     Example:
         >>> log_rising_factorial_ratio(torch.tensor(1.0), torch.tensor(2.0), 2).exp()  # E[x^2] of a uniform x

@@ -7,14 +7,14 @@ from lightning_uq.functional.precision import widen
 
 
 def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
-    """sum_c p_c log(p_c / q_c) over the last axis; a class that p excludes adds nothing.
+    """sum_c p_c log(p_c / q_c) over the last axis; classes with p_c = 0 add nothing.
 
     Args:
         p: Probabilities [..., C].
         q: Probabilities [..., C].
 
     Returns:
-        [...] in nats; infinite where q excludes what p does not.
+        [...] in nats; infinite if q_c = 0 for a class with p_c > 0.
 
     Example:
         >>> categorical_kl(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))
@@ -28,8 +28,8 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
 def gaussian_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
     """KL(N(mean, std^2) || N(other_mean, other_std^2)), elementwise.
 
-    The ENN paper's score of a Gaussian process problem is its mean over inputs, from the exact posterior
-    (:func:`~lightning_uq.data.gp_posterior`) to a model's moments over z, 0.001 added to both standard deviations.
+    For a Gaussian process problem, the ENN paper's score is the mean over inputs of this divergence from the exact posterior
+    (:func:`~lightning_uq.data.gp_posterior`) to a model's moments over z, with 0.001 added to both standard deviations.
 
     Example:
         >>> gaussian_kl(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))

@@ -1,9 +1,9 @@
-"""A test whether the scores of a stream still have the distribution of calibration rows: valid at any time, in memory that does not grow.
+"""A test whether the scores of a stream still have the distribution of calibration rows: valid at any time, in constant memory.
 
-Calibration scores divide the line into n + 1 intervals. If a stream's scores are exchangeable with them, the next score falls into interval i with a
-probability of (1 + c_i) / (n + 1 + t), where c_i of the t earlier scores fell into it: the spacings of order statistics make a Polya urn. So the predictive
-distribution over bins, each of several intervals, is known exactly, whatever the distribution of the scores is. Bets against it start with a capital of 1, which stays a
-martingale; P(it ever reaches 1 / alpha) <= alpha (Ville's inequality).
+Calibration scores divide the line into n + 1 intervals. If a stream's scores are exchangeable with them, the next score falls into interval i with
+probability (1 + c_i) / (n + 1 + t), where c_i of the t earlier scores fell into it: the spacings of order statistics form a Polya urn. So the predictive
+distribution over bins of several intervals is known exactly, whatever the distribution of the scores. Bets against it start with a capital of 1, which is
+a martingale; P(it ever reaches 1 / alpha) <= alpha (Ville's inequality).
 
 Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005, for ranks among all earlier rows; Vovk, "Testing randomness online", Statistical
 Science 36 (2021); Wilks, "Mathematical Statistics", 1962, for the spacings.
@@ -35,14 +35,14 @@ _BITS = 17
 class RankBins:
     """Bins of scores between calibration scores of fixed ranks, the bin of the highest scores first.
 
-    Equal scores are ordered by a random number per row, so that the probabilities hold for any scores. Scores are equal if they agree in about five digits:
-    the last ones differ between precisions, devices and exported graphs. Those of the calibration rows are a function of all their scores,
-    and so are the same in every process.
+    Equal scores are ordered by a random number per row, so that the probabilities hold for any scores. Scores that agree in about five digits count as
+    equal, because the last digits differ between precisions, devices and exported graphs. The random numbers of the calibration rows are a function of all
+    their scores, and so the same in every process.
 
     Attributes:
         edges: The calibration scores between the bins [K - 1], descending, in float64.
-        ties: The number of each of these rows in (0, 1), which orders equal scores [K - 1].
-        sizes: How many of the n + 1 intervals each bin holds [K].
+        ties: The random numbers in (0, 1) of these rows, which order equal scores [K - 1].
+        sizes: Number of the n + 1 intervals in each bin [K].
     """
 
     edges: Tensor
@@ -54,7 +54,7 @@ class RankBins:
         """The bins of calibration scores [n].
 
         Raises:
-            InputError: There is no score, or one is not finite.
+            InputError: There is no score, or a score is not finite.
 
         Example:
             >>> bins = RankBins.of(torch.arange(20.0))
@@ -68,7 +68,7 @@ class RankBins:
             raise InputError(f"`calibration` must hold finite scores, at least one, but {what}.")
         cuts = torch.tensor(sorted({max(1, math.floor(tail * (n + 1))) for tail in TAILS}))
         scores = _rounded(calibration).reshape(-1)
-        content = int(mix(scores.view(torch.int64)).sum())  # other calibration rows, other numbers
+        content = int(mix(scores.view(torch.int64)).sum())  # a hash of the calibration rows, which seeds their numbers
         ties = to_uniform(chain_last(chain(1, content), torch.arange(n)))
         by_tie = ties.argsort(descending=True)
         order = by_tie[scores[by_tie].argsort(descending=True, stable=True)]
@@ -77,14 +77,14 @@ class RankBins:
         return cls(scores[edges], ties[edges], bounds.diff())
 
     def __call__(self, scores: Tensor, ties: Tensor) -> Tensor:
-        """The bin [T] of each score [T], with numbers [T] in (0, 1) that order equal scores. NaN is the highest score."""
+        """The bin [T] of each score [T], with numbers [T] in (0, 1) that order equal scores. NaN counts as the highest score."""
         found = _rounded(scores)[:, None]
         above = (self.edges > found) | ((self.edges == found) & (self.ties > ties[:, None]))
         return above.sum(1)
 
 
 def _rounded(scores: Tensor) -> Tensor:
-    """Scores of 17 significant bits, in float64 on the CPU; plus infinity where they are NaN."""
+    """Scores rounded to 17 significant bits, in float64 on the CPU; plus infinity for NaN."""
     wide = to_float64(scores).cpu()
     mantissa, exponent = torch.frexp(wide.nan_to_num())
     rounded = (
@@ -97,16 +97,16 @@ def _rounded(scores: Tensor) -> Tensor:
 class DriftTest:
     """The capital of bets against "the stream's scores are exchangeable with the calibration scores".
 
-    A bet on a tail of share a with strength s expects the tail's scores with a probability of (1 - s) p + s p / a, where p is the predictive probability, before both
-    are normalised. Most bets are on high scores, some on low ones. Capital also waits: a share 1 / log2(t + 1) - 1 / log2(t + 2) begins to bet at row t, so that a
-    late drift is found although no drift was there before. All capital together is the mean over bets, and a martingale.
+    A bet on a tail of share a with strength s gives the tail's scores the probability (1 - s) p + s p / a before normalisation, where p is the
+    predictive probability. Most bets are on high scores, some on low ones. Part of the capital waits: a share 1 / log2(t + 1) - 1 / log2(t + 2) starts to bet at
+    row t, so that a late drift is detected too. The total capital, a weighted mean over the bets, is a martingale.
 
-    Objects do not change: ``test, capital = test.advance(bins)``.
+    Objects are immutable: ``test, capital = test.advance(bins)``.
 
     Attributes:
-        sizes: Intervals in each bin [K], of :class:`RankBins`.
-        counts: Scores of the stream in each bin [K].
-        log_bets: The log of the capital of each bet [E], weighted.
+        sizes: Number of intervals in each bin [K], from :class:`RankBins`.
+        counts: Number of the stream's scores in each bin [K].
+        log_bets: Log of the weighted capital of each bet [E].
 
     Example:
         >>> bins = RankBins.of(torch.randn(500, generator=torch.Generator().manual_seed(0)))
@@ -127,7 +127,7 @@ class DriftTest:
 
     @property
     def num_rows(self) -> int:
-        """Rows so far."""
+        """Number of rows so far."""
         return int(self.counts.sum())
 
     @property
@@ -137,7 +137,7 @@ class DriftTest:
         return float(torch.logaddexp(self.log_bets.logsumexp(0), torch.tensor(waiting, dtype=torch.float64)))
 
     def advance(self, bins: Tensor) -> tuple[DriftTest, Tensor]:
-        """The test after further rows in bins [T], and the log of the capital after each of them [T], in float64."""
+        """Add rows in bins [T]; return the test after them, and the log of the capital after each row [T], in float64."""
         test, found = self, []
         for start in range(0, len(bins), _CHUNK):
             test, capital = test._advance(bins[start : start + _CHUNK])
@@ -166,7 +166,7 @@ def bets(sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Multipliers [E, K] of the probability of each bin, and weights [E] of the bets, which sum to 1.
 
     Args:
-        sizes: Intervals in each bin [K], the bin of the highest scores first.
+        sizes: Number of intervals in each bin [K], starting with the bin of the highest scores.
     """
     shares = sizes.double().cumsum(0)[:-1] / sizes.sum()
     place = torch.arange(len(sizes))

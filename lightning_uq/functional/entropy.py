@@ -18,12 +18,12 @@ from torch import Tensor
 
 from lightning_uq.functional.precision import upcast, widen
 
-# Numbers in float64 at a time, so that maps need no float64 copy of all logits. On a processor they stay in its cache (1 MB).
+# Numbers converted to float64 at a time, so that maps need no float64 copy of all logits. On a CPU they stay in its cache (1 MB).
 _CHUNK_CPU, _CHUNK = 1 << 17, 1 << 20
 
 
 class Parts(NamedTuple):
-    """What pooling keeps of the logits [Z, B, C, ...]: log mean_z p_z [B, C, ...], and two moments [B, ...] in nats."""
+    """The results of pooling logits [Z, B, C, ...]: log mean_z p_z [B, C, ...], and two moments [B, ...] in nats."""
 
     mean_log_probs: Tensor
     expected_entropy: Tensor
@@ -39,9 +39,9 @@ def log_softmax(logits: Tensor, dim: int) -> Tensor:
 
 
 def is_short_row(logits: Tensor, dim: int) -> bool:
-    """Whether torch's softmax over ``dim`` is several times faster over a transposed copy.
+    """Whether torch's softmax over ``dim`` is several times faster on a transposed copy.
 
-    On a processor it takes the last axis number by number if that is shorter than a vector register, but any other axis by whole registers.
+    On a CPU, torch processes a last axis shorter than a vector register number by number, but any other axis in whole registers.
 
     Example:
         >>> is_short_row(torch.zeros(5, 100, 10), 2), is_short_row(torch.zeros(5, 100, 1000), 2)
@@ -63,9 +63,9 @@ def entropy(log_probs: Tensor, dim: int) -> Tensor:
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """log mean_z exp(v_z) over axis 0; minus infinity, with a gradient of 0, where all values are.
+    """log mean_z exp(v_z) over axis 0; if all values are minus infinity, so is the result, with a gradient of 0.
 
-    The gradient of torch's ``logsumexp`` is NaN there. The mean of equal values is that value, to the last bit.
+    The gradient of torch's ``logsumexp`` is NaN in that case. The mean of equal values is exactly that value.
 
     Example:
         >>> log_mean_exp(torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]))
@@ -99,26 +99,26 @@ def expected_entropy(logits: Tensor) -> Tensor:
 
 
 def mutual_information(logits: Tensor) -> Tensor:
-    """Mutual information of label and index in nats: [Z, B, C, ...] -> [B, ...].
+    """Mutual information between label and index in nats: [Z, B, C, ...] -> [B, ...].
 
-    The mean Kullback-Leibler divergence mean_z KL(p_z || m) from the mean probabilities m, which equals H[m] - mean_z H[p_z]. See
-    :func:`mean_divergence` for how it keeps its digits where the members nearly agree; it is computed in float64 where the
-    device has it.
+    It is the mean Kullback-Leibler divergence mean_z KL(p_z || m) from the mean probabilities m, which equals H[m] - mean_z H[p_z]. It
+    keeps its digits even if the members nearly agree (see :func:`mean_divergence`), and is computed in float64 if the device
+    supports it.
 
     Example:
         >>> members = torch.tensor([[[20.0, -20.0]], [[-20.0, 20.0]]])  # two members that disagree
         >>> mutual_information(members)
         tensor([0.6931])
-        >>> mutual_information(torch.tensor([[[1e-4, 0.0]], [[-1e-4, 0.0]]]))  # two that all but agree
+        >>> mutual_information(torch.tensor([[[1e-4, 0.0]], [[-1e-4, 0.0]]]))  # two members that nearly agree
         tensor([1.2500e-09])
     """
     return decompose(logits).mutual_information
 
 
 def decompose(logits: Tensor) -> Parts:
-    """Mean log-probabilities, expected entropy and mutual information, all from one log-softmax in float64.
+    """Mean log-probabilities, expected entropy and mutual information from one log-softmax in float64.
 
-    It is several times faster than three calls, and exact to the last digits of the logits' dtype.
+    It is several times faster than three separate calls, and exact to the last digits of the logits' dtype.
 
     Example:
         >>> decompose(torch.tensor([[[20.0, -20.0]], [[-20.0, 20.0]]])).mutual_information
@@ -133,26 +133,26 @@ def decompose(logits: Tensor) -> Parts:
 
 
 def _decompose(logits: Tensor) -> Parts:
-    """The :func:`decompose` of a few rows, in float64."""
+    """:func:`decompose` of a few rows, in float64."""
     logits = widen(logits)
-    # torch's log_softmax over a short axis takes four times as long on a processor.
+    # torch's log_softmax over a short axis takes a CPU four times as long.
     logits = logits - logits.detach().amax(2, keepdim=True)
     pooled = _pool(logits - logits.exp().sum(2, keepdim=True).log())
     return Parts(pooled.log_mean, -pooled.mean_p_log_p.sum(1), pooled.divergence.sum(1))
 
 
 def mean_divergence(log_probs: Tensor) -> Tensor:
-    """The parts of mean_z KL(p_z || m), m = mean_z p_z, that belong to each outcome: [Z, ...] -> [...], none of them negative.
+    """The contribution of each outcome to mean_z KL(p_z || m), m = mean_z p_z: [Z, ...] -> [...]. All are non-negative.
 
-    With t = max_z p_z and v = log(p_z / t), the part of an outcome is
+    With t = max_z p_z and v = log(p_z / t), the contribution of an outcome is
 
         t (mean_z[exp(v) v] - r log r),    r = mean_z exp(v) = m / t.
 
-    Where the members agree, v is small. Both terms are then as small as v, since exp(v) - 1 is computed as such, and their difference, of
-    the order of v^2, keeps its digits: an error in a member's log-probability reaches it only as a product with v.
+    If the members agree, v is small. Both terms are then as small as v, because exp(v) - 1 is computed directly, and their
+    difference, of order v^2, keeps its digits: an error in a member's log-probability enters only multiplied by v.
 
     Args:
-        log_probs: Log-probabilities of outcomes, for every z. What is returned must be summed over all outcomes.
+        log_probs: Log-probabilities of outcomes, for every z. Sum the result over all outcomes.
 
     Example:
         >>> mean_divergence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()).sum()
@@ -162,7 +162,7 @@ def mean_divergence(log_probs: Tensor) -> Tensor:
 
 
 class _Pooled(NamedTuple):
-    """Of probabilities p_z [Z, ...] with the mean m: log m, mean_z p_z log p_z and mean_z p_z log(p_z / m), each [...]."""
+    """For probabilities p_z [Z, ...] with the mean m: log m, mean_z p_z log p_z and mean_z p_z log(p_z / m), each [...]."""
 
     log_mean: Tensor
     mean_p_log_p: Tensor
@@ -170,14 +170,14 @@ class _Pooled(NamedTuple):
 
 
 def _pool(log_probs: Tensor) -> _Pooled:
-    """All that is pooled over axis 0, from one exponential of each number; see :func:`mean_divergence` for the formula."""
+    """Compute everything that is pooled over axis 0 with one exponential per number; see :func:`mean_divergence` for the formula."""
     top = log_probs.detach().amax(0)
     excluded = top == -torch.inf
     top = top.masked_fill(excluded, 0.0)
-    # exp(-800) is 0; an infinite v, of an outcome that one member excludes, would be multiplied by it.
+    # exp(-800) is 0. If one member excludes an outcome, v would be infinite, and 0 times it NaN.
     v = (log_probs - top).clamp_min(-800.0)
     ratio = torch.expm1(v)  # p / t - 1
-    mean_ratio = ratio.mean(0).masked_fill(excluded, 0.0)  # a logarithm of 0 has no finite gradient
+    mean_ratio = ratio.mean(0).masked_fill(excluded, 0.0)  # log 0 has no finite gradient
     log_r = mean_ratio.log1p()
     r = mean_ratio + 1
     weighted = torch.addcmul(v, ratio, v).mean(0)  # exp(v) v

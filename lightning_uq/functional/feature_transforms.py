@@ -1,4 +1,4 @@
-"""The length and the direction of a feature, together or apart."""
+"""The length and the direction of a feature, jointly or separately."""
 
 from typing import Literal
 
@@ -13,22 +13,22 @@ FEATURE_TRANSFORMS: tuple[FeatureTransform, ...] = ("auto", "raw", "polar", "dir
 
 
 def coordinates_of(transform: FeatureTransform) -> tuple[FeatureTransform, ...]:
-    """The coordinates in which features are fitted: two for ``"combined"`` and ``"auto"``, else one."""
+    """The coordinates in which features are fitted: two for ``"combined"`` and ``"auto"``, otherwise one."""
     return ("raw", "polar") if transform in ("auto", "combined") else (transform,)
 
 
 def transform_features(features: Tensor, coordinates: FeatureTransform) -> Tensor:
-    """Features f in other coordinates: ``"raw"``, f; ``"direction"``, f / |f|; ``"polar"``, f / |f| and log(1 + |f|).
+    """Convert features f to other coordinates: ``"raw"``: f; ``"direction"``: f / |f|; ``"polar"``: f / |f| and log(1 + |f|).
 
-    A zero vector has the direction 0 (a few of them, as rectifiers make, must not set the scale of all lengths, as log 0 would); one whose
-    length overflows becomes NaN.
+    A zero vector has direction 0. log(1 + |f|) keeps a few zero vectors (from ReLUs) from dominating the scale of all lengths, as log 0
+    would. A vector whose length overflows becomes NaN.
 
     Args:
         features: [..., D].
-        coordinates: As above.
+        coordinates: Name of the coordinates.
 
     Returns:
-        [..., D], or [..., D + 1] for "polar"; in float64, where the device has it, unless "raw".
+        [..., D], or [..., D + 1] for "polar"; in float64 if the device supports it, except for "raw".
 
     Example:
         >>> transform_features(torch.tensor([[3.0, 4.0]]), "polar").round(decimals=4)

@@ -1,4 +1,4 @@
-"""Scores of rows from which nothing can be told: plus infinity, which raises every alarm."""
+"""Scores of unusable rows: plus infinity, which raises every alarm."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def infinite_where_bad(scores: Tensor, features: Tensor, bad: float = math.inf) -> Tensor:
-    """Scores [N, ...] with ``bad`` where they are NaN, or where the features [N, D] hold NaN or infinity.
+    """Replace scores [N, ...] by ``bad`` if they are NaN, or if the features [N, D] hold NaN or infinity.
 
     Example:
         >>> infinite_where_bad(torch.tensor([1.0, 2.0, math.nan]), torch.tensor([[0.0], [math.inf], [1.0]]))

@@ -29,19 +29,19 @@ COVARIANCES = ("full", "tied", "diagonal")
 
 
 class ClassMoments(Moments, Protocol):
-    """Sufficient statistics of classes, from which a Gaussian is fitted; :class:`~lightning_uq.networks.class_statistics.ClassStatistics` has them.
+    """Sufficient statistics of classes, to which Gaussians are fitted; see :class:`~lightning_uq.networks.class_statistics.ClassStatistics`.
 
-    The scatter is [C, D, D] for "full", [D, D] for "tied", [C, D] for "diagonal".
+    The scatter is [C, D, D] for "full", [D, D] for "tied", and [C, D] for "diagonal".
     """
 
     @property
     def covariance(self) -> Covariance:
-        """Which of the three the scatter is for."""
+        """The covariance type of the scatter."""
 
 
 @dataclass(frozen=True)
 class PlainMoments:
-    """Statistics that were not streamed: count [C], mean [C, D] and scatter, as :class:`ClassMoments` has them."""
+    """Statistics that were not streamed: count [C], mean [C, D] and scatter, as in :class:`ClassMoments`."""
 
     covariance: Covariance
     count: Tensor
@@ -54,15 +54,15 @@ class GaussianFit(NamedTuple):
 
     Attributes:
         mean: [C, D].
-        whitening: A_c with Sigma_c^-1 = A_c^T A_c: the inverse Cholesky factors [C, D, D], a single one [1, D, D] where
-            tied, the inverse standard deviations [C, D] where diagonal.
+        whitening: A_c with Sigma_c^-1 = A_c^T A_c: the inverse Cholesky factors [C, D, D]; one factor [1, D, D] if tied; the
+            inverse standard deviations [C, D] if diagonal.
         log_det: log |Sigma_c|, [C].
         log_prior: log pi_c, [C].
         background_mean: Mean of all rows, [D].
-        background_whitening: The same for all rows as one class: [1, D, D], or [1, D] where diagonal.
+        background_whitening: The same for all rows as one class: [1, D, D], or [1, D] if diagonal.
         shrinkage: The common intensity r in [0, 1]; 0 without shrinkage.
-        target: What they were shrunk towards, by its place in :data:`~lightning_uq.functional.held_out_shrinkage.TARGETS`; -1 without shrinkage.
-        ridge: What was added to every variance, in squared units of the features; with "oas", r tr(W) / D.
+        target: Shrinkage target, as an index of :data:`~lightning_uq.functional.held_out_shrinkage.TARGETS`; -1 without shrinkage.
+        ridge: Number added to every variance, in squared units of the features; with "oas", r tr(W) / D.
     """
 
     mean: Tensor
@@ -77,10 +77,10 @@ class GaussianFit(NamedTuple):
 
 
 def check_class_counts(count: Tensor) -> None:
-    """Refuse classes of which there are fewer than two rows, from the numbers of rows [C].
+    """Refuse classes with fewer than two rows, given the numbers of rows [C].
 
     Raises:
-        InputError: There are such classes.
+        InputError: A class has fewer than two rows.
     """
     few = (count < 2).nonzero().flatten().tolist()
     if few:
@@ -94,24 +94,24 @@ def fit_gaussian(
     priors: Priors = "uniform",
     regularization: Regularization | Shrinkage = "oas",
 ) -> GaussianFit:
-    """Fit one Gaussian a class to streamed statistics.
+    """Fit one Gaussian per class to streamed statistics.
 
-    Covariances are unbiased: S_c over n_c - 1, the pooled within-class W over N - C, the background over N - 1.
+    Covariances are unbiased: S_c is divided by n_c - 1, the pooled within-class W by N - C, the background by N - 1.
 
-    - a :class:`~lightning_uq.functional.held_out_shrinkage.Shrinkage`, which ``"held_out"`` finds where the rows were streamed in two halves:
-      (1 - r) S_c + r T + 1e-6 (tr W / D) I. A tied covariance takes W + 1e-6 (tr W / D) I; so does the background.
-    - ``"oas"``: (1 - r) S_c + r (tr W / D) I. The oracle-approximating intensity of each class (see
-      :func:`oas_intensity`) is averaged to one r, and all share one target, since log-determinants under different
-      regularisation cannot be compared. A tied covariance has rows enough and takes W + 1e-6 (tr W / D) I; so does the
+    - A :class:`~lightning_uq.functional.held_out_shrinkage.Shrinkage` (found by ``"held_out"``, if the rows were streamed in two halves):
+      (1 - r) S_c + r T + 1e-6 (tr W / D) I. A tied covariance is W + 1e-6 (tr W / D) I, as is the background.
+    - ``"oas"``: (1 - r) S_c + r (tr W / D) I. The oracle-approximating intensities of the classes (see
+      :func:`oas_intensity`) are averaged to one r, and all classes share one target, since log-determinants with different
+      regularisation are not comparable. A tied covariance has enough rows and is W + 1e-6 (tr W / D) I, as is the
       background.
-    - a float: that much, in squared units of the features, is added to every variance, the background's as well; 0.0 is
-      legal.
-    - ``"ddu"``: the original's: the smallest of 0, 1e-45, 1e-44, ..., 0.1 with which every class factors. Densities of
-      rank-deficient features are then rounding noise; it is here for comparison.
+    - A float is added to every variance, including the background's, in squared units of the features; 0.0 is
+      allowed.
+    - ``"ddu"``, the original's: the smallest of 0, 1e-45, 1e-44, ..., 0.1 with which every class has a Cholesky factor. For
+      rank-deficient features, densities are then rounding noise; it exists for comparison.
 
     Args:
-        statistics: What was streamed.
-        covariance: "full", "tied" or "diagonal"; the statistics' own by default.
+        statistics: The streamed statistics.
+        covariance: "full", "tied" or "diagonal"; default: the covariance of the statistics.
         priors: "uniform" (1 / C) or "empirical" (n_c / N).
         regularization: A Shrinkage, "oas", "ddu" or a float.
 
@@ -119,11 +119,11 @@ def fit_gaussian(
         The fit.
 
     Raises:
-        InputError: A class has fewer than two rows; a covariance is not positive definite; the statistics lack what
+        InputError: A class has fewer than two rows, a covariance is not positive definite, or the statistics lack what
             ``covariance`` needs.
 
     Warns:
-        UserWarning: A covariance that is not shrunk has rank below D.
+        UserWarning: A covariance without shrinkage has rank below D.
 
     Source: Chen et al., "Shrinkage algorithms for MMSE covariance estimation", IEEE TSP 58 (2010), arXiv 0907.4698.
 
@@ -141,13 +141,13 @@ def fit_gaussian(
         check_regularization(regularization)
         if regularization == "held_out":
             raise InputError(
-                "`regularization='held_out'` compares two halves of the rows, but these statistics are of all of them: stream them "
-                "into `ClassHalves`, whose `fit` takes it."
+                "`regularization='held_out'` compares two halves of the rows, but these statistics cover all rows. Stream the rows "
+                "into `ClassHalves`, whose `fit` supports it."
             )
     is_shrunk = isinstance(regularization, Shrinkage) or regularization == "oas"
     if kind != statistics.covariance and statistics.covariance != "full":
         raise InputError(
-            f'`covariance` must be "{statistics.covariance}", which the statistics were streamed for, but it is "{kind}".'
+            f'`covariance` must be "{statistics.covariance}", for which the statistics were streamed, but it is "{kind}".'
         )
     C, D = statistics.mean.shape
     count, total = statistics.count, statistics.count.sum()
@@ -211,7 +211,7 @@ def fit_gaussian(
 
 
 def background_moments(statistics: ClassMoments) -> tuple[Tensor, Tensor]:
-    """Mean [D] and scatter [D, D] (or [D] with "diagonal") of all rows, whatever their class."""
+    """Mean [D] and scatter [D, D] ([D] for "diagonal") of all rows, regardless of class."""
     count, mean = statistics.count, statistics.mean
     center = (count[:, None] * mean).sum(0) / count.sum()
     spread = (mean - center) * count.sqrt()[:, None]
@@ -222,10 +222,10 @@ def background_moments(statistics: ClassMoments) -> tuple[Tensor, Tensor]:
 
 
 def check_regularization(value: object) -> None:
-    """Refuse what is no regularisation.
+    """Refuse an unknown regularisation.
 
     Raises:
-        InputError: It is neither a name nor a finite number of at least 0.
+        InputError: The value is neither a known name nor a finite number of at least 0.
     """
     if value in ("held_out", "oas", "ddu"):
         return
@@ -239,15 +239,15 @@ def _warn_rank(kind: Covariance, count: Tensor, D: int) -> None:
     if kind == "tied" and int(count.sum()) - len(count) < D:
         warnings.warn(
             f"The tied covariance of {D} features was estimated from {int(count.sum())} rows of {len(count)} classes and "
-            'is rank-deficient, so that distances are mostly its regularisation. Use covariance="diagonal", or full '
+            'is rank-deficient, so its regularisation dominates the distances. Use covariance="diagonal", or full '
             'covariances with regularization="oas".',
             stacklevel=3,
         )
     elif kind == "full" and bool((count <= D).any()):
         c = int(count.argmin())
         warnings.warn(
-            f"Class {c} has {int(count[c])} rows for {D} features, so that its covariance is rank-deficient and densities "
-            'are dominated by the regularisation. Use regularization="oas" or covariance="tied".',
+            f"Class {c} has {int(count[c])} rows for {D} features, so its covariance is rank-deficient, and the regularisation "
+            'dominates the densities. Use regularization="oas" or covariance="tied".',
             stacklevel=3,
         )
 

@@ -14,11 +14,11 @@ from lightning_uq.functional.seed_rows import SeedRows
 from lightning_uq.functional.student_t import student_t_quantile
 
 MIN_SEEDS = 5
-"""The fewest seeds whose spread enters an interval for rows and seeds."""
+"""Minimum number of seeds for their spread to enter an interval over rows and seeds."""
 
 
 def seed_half_width(differences: Tensor, level: float, share: float) -> Tensor:
-    """Half-widths [...] of t intervals for differences [..., S], where a mean has ``share`` of the variance of one seed."""
+    """Half-widths [...] of t intervals for differences [..., S]; ``share`` is the mean's variance relative to one seed's."""
     df = differences.new_tensor(differences.shape[-1] - 1.0)
     half_width: Tensor = t_quantile(level, df) * (share * differences.var(-1)).sqrt()
     return half_width
@@ -30,8 +30,8 @@ def crossed_half_width(differences: Tensor, level: float, bound: float | None = 
     Args:
         differences: Differences [..., S, N].
         level: Probability that the interval contains the difference.
-        bound: The largest difference that a row can have. Then the variance over rows counts two more rows, with the differences ``bound / sqrt(S)`` and
-            ``-bound / sqrt(S)``.
+        bound: The largest possible difference of a row. The variance over rows then includes two additional rows, with the differences
+            ``bound / sqrt(S)`` and ``-bound / sqrt(S)``.
 
     Example:
         >>> crossed_half_width(torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64), 0.95)  # t with 2 degrees of freedom: 4.303 / sqrt(3)
@@ -46,15 +46,15 @@ def crossed_half_width(differences: Tensor, level: float, bound: float | None = 
     row_variance = rows.var(-1) / num_rows
     variance, df = total_variance(seed_means, row_variance, differences.var(-1).mean(-1) / num_rows, num_rows)
     third_cumulant = (rows - rows.mean(-1, keepdim=True)).pow(3).mean(-1) / num_rows**2
-    largest = torch.maximum(variance, row_variance)  # the estimated total can lie below its rows' part
+    largest = torch.maximum(variance, row_variance)  # the estimated total can be smaller than the rows' part
     half_width: Tensor = _widened(level, third_cumulant, largest) * t_quantile(level, df) * variance.sqrt()
     return half_width
 
 
 def _extremes(bound: float, num_seeds: int) -> Tensor:
-    """The differences of the two rows that a known bound adds.
+    """The differences of the two rows that are added for a known bound.
 
-    Their squares sum to those of two rows for each seed in which this seed alone differs: with ``bound`` itself, intervals of three and more seeds are
+    Their squares sum to those of two rows per seed in which only this seed differs. With ``bound`` itself, intervals of three or more seeds would be
     up to three times too wide.
     """
     largest = bound / math.sqrt(num_seeds)
@@ -62,7 +62,7 @@ def _extremes(bound: float, num_seeds: int) -> Tensor:
 
 
 def _widened(level: float, third_cumulant: Tensor, variance: Tensor) -> Tensor:
-    """By how much the t quantile grows for a mean with this third cumulant and variance, [...]; at most by 2."""
+    """The factor by which the t quantile grows for a mean with this third cumulant and variance, [...]; at most 2."""
     squared_skewness = torch.where(variance > 0, (third_cumulant / variance**1.5).square(), 0)
     z2 = torch.special.ndtri(variance.new_tensor((1 + level) / 2)).square()
     excess = squared_skewness * ((z2 - 1) * (z2 + 3) / 18).clamp_min(0)
@@ -73,19 +73,19 @@ def _widened(level: float, third_cumulant: Tensor, variance: Tensor) -> Tensor:
 def resplit_half_width(
     differences: Sequence[Tensor], rows: SeedRows, level: float, bound: float | None = None
 ) -> Tensor:
-    """The half-width for rows alone where each seed has test rows of its own, which may be other seeds' too.
+    """The half-width over rows only, if each seed has its own test rows, which may overlap with other seeds' rows.
 
-    The estimate is the mean of the seeds' means, mean_s d_s., for these networks on new rows. A row adds the sum g_u of (d_su - d_s.) / (S n_s) over the
-    seeds that it appears in, and different rows are independent, so the variance is n / (n - 1) times the sum of g_u^2, with the rows n of the smallest
-    split: the variance of clusters. The t quantile has n - 1 degrees of freedom, and the skewness is treated as in
-    :func:`~lightning_uq.functional.paired_difference.paired_difference`. With the same rows in all seeds, this is that interval; with no row in common,
+    The estimate is the mean of the seeds' means, mean_s d_s., for these networks on new rows. Row u contributes g_u, the sum of
+    (d_su - d_s.) / (S n_s) over the seeds in which it appears. Different rows are independent, so the variance is n / (n - 1) times the sum of g_u^2, where n
+    is the number of rows of the smallest split (the variance of clusters). The t quantile has n - 1 degrees of freedom, and the skewness is treated as in
+    :func:`~lightning_uq.functional.paired_difference.paired_difference`. If all seeds have the same rows, the result is that interval; if no rows are shared,
     the variance is unbiased too.
 
     Args:
         differences: Differences [N_s] of each seed.
         rows: The rows.
         level: Probability that the interval contains the difference.
-        bound: See :func:`crossed_half_width`; the two rows are in all splits.
+        bound: See :func:`crossed_half_width`; the two rows are added to all splits.
 
     Source: Liang & Zeger, Biometrika 73 (1986) 13.
 
@@ -119,11 +119,11 @@ def total_variance(
     """The variance of a mean difference over rows and seeds, and its degrees of freedom, both [...].
 
     Args:
-        seed_means: Differences [..., S] of each seed.
+        seed_means: Differences [..., S] of the seeds.
         row_variance: r [...], the variance over test rows of the mean difference of these seeds.
-        seed_row_variance: The same for one seed, as a mean over the seeds [...]; the interaction's part is w = (this - r) / (S - 1).
+        seed_row_variance: The variance over test rows for one seed, averaged over the seeds [...]; the interaction's part is w = (this - r) / (S - 1).
         num_rows: N.
-        seed_share: The share of one seed's variance that the mean has, if it is not 1 / S.
+        seed_share: The mean's variance relative to one seed's variance, if it is not 1 / S.
     """
     num_seeds = seed_means.shape[-1]
     if num_seeds < MIN_SEEDS:
@@ -137,7 +137,7 @@ def total_variance(
 
 
 def t_quantile(level: float, df: Tensor) -> Tensor:
-    """The number that the absolute value of a standard t variable stays below with probability ``level``, [...] of [...]."""
+    """The number that the absolute value of a standard t variable stays below with probability ``level``, [...] -> [...]."""
     if not df.ndim:
         return df.new_tensor(_t_quantile(level, float(df)))
     return student_t_quantile((1 + level) / 2, df, torch.zeros_like(df), torch.ones_like(df))

@@ -1,4 +1,4 @@
-"""SplitMix64: random numbers that are a function of what they belong to, the same in any order, batch, rank and device.
+"""SplitMix64: random numbers as a hash of their keys, the same in any order, batch, rank and device.
 
 Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 """
@@ -20,12 +20,12 @@ _MASK = (1 << 64) - 1
 
 
 def signed(value: int) -> int:
-    """An unsigned 64-bit number as the int64 of the same bits, whose products wrap around alike."""
+    """An unsigned 64-bit number as the int64 with the same bits, whose products wrap around in the same way."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def shift(z: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right of an int64; torch's is arithmetic."""
+    """Logical right shift of an int64; torch's shift is arithmetic."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -42,7 +42,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def chain(*values: int) -> int:
-    """64 unsigned bits from a sequence of integers, with Python's own."""
+    """64 unsigned bits from a sequence of integers, computed with Python integers."""
     z = 0
     for value in values:
         z = (z + value + 1) * GOLDEN & _MASK
@@ -53,20 +53,20 @@ def chain(*values: int) -> int:
 
 
 def chain_last(start: int, last: Tensor) -> Tensor:
-    """:func:`chain` of values that begin alike and end in each of ``last``, from the ``start`` that the others gave."""
+    """:func:`chain` of sequences that end in each of ``last``, given the result ``start`` of their common beginning."""
     return finalize((last.long() + signed((start + 1) & _MASK)) * signed(GOLDEN))
 
 
 def to_uniform(bits: Tensor) -> Tensor:
-    """Numbers in (0, 1) from 64 bits, in float64 (on the CPU if the device has none); rounding reaches neither 0 nor 1."""
+    """Numbers in (0, 1) from 64 bits, in float64 (on the CPU if the device has none); rounding never gives 0 or 1."""
     return ((to_float64(shift(bits, 11)) + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
 
 
 def rows_to_uniform(rows: Tensor) -> Tensor:
-    """A number u in [0, 1) per row x of numbers [N, C], spread evenly over rows that differ: [N] in float64.
+    """A number u in [0, 1) per row x of numbers [N, C], spread evenly over different rows: [N] in float64.
 
-    u is the fractional part of 1024 / sqrt(C) sum_c a_c x_c with fixed a_c in (-1, 1), so rows that differ by rounding, as those of one input
-    in two batches do, have almost equal numbers. Infinite numbers count as 0.
+    u is the fractional part of 1024 / sqrt(C) sum_c a_c x_c with fixed a_c in (-1, 1), so rows that differ only by rounding, such as
+    one input in two batches, have almost equal numbers. Infinities count as 0.
 
     Example:
         >>> one, other = rows_to_uniform(torch.tensor([[0.1, 0.9]])), rows_to_uniform(torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
@@ -79,13 +79,13 @@ def rows_to_uniform(rows: Tensor) -> Tensor:
 
 
 def to_normal(seeds: Tensor, size: int) -> Tensor:
-    """Standard normal numbers [Z, size], float32, of the seeds [Z]: SplitMix64's stream, taken by Box and Muller's transform.
+    """Standard normal numbers [Z, size] in float32 from seeds [Z], by SplitMix64 and the Box-Muller transform.
 
-    The bits are equal on every device, the numbers up to rounding. None exceeds 6.8 in size.
+    The bits are equal on every device, and the numbers up to rounding. Their absolute values are at most 6.8.
     """
     states = mix(seeds.long()).unsqueeze(1)
     bits = mix(states + torch.arange(-(-size // 2), device=seeds.device) * signed(GOLDEN))
-    # Each 64 bits make two numbers.
+    # Each 64 bits give two numbers.
     high, low = shift(bits, 32).float(), (bits & 0xFFFFFFFF).float()
     radius = (-2 * ((high + 0.5) * 2.0**-32).log()).sqrt()
     angle = low * (2 * math.pi * 2.0**-32)

@@ -1,4 +1,4 @@
-"""The nonconformity scores of calibration rows: they give a threshold for any level, group and weight."""
+"""The nonconformity scores of calibration rows, which give a threshold for any level, group and weight."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class HeldOutScores:
     """Scores of calibration rows, with the group or the weight of each row, if there are any.
 
     Args:
-        scores: [N, ...]; NaN, where a target is missing, is left out.
-        groups: The group of each row [N]; its rows have a threshold of their own.
+        scores: Scores [N, ...]; NaN marks a missing target, which is left out.
+        groups: The group of each row [N]; each group has a separate threshold.
         weights: The weight of each row [N], for a known covariate shift.
 
     Raises:
-        InputError: There are groups and weights, groups are not integers from 0 to 2^20, or weights are not finite numbers from 0.
+        InputError: Both groups and weights are given, groups are not integers from 0 to 2^20, or weights are negative or not finite.
 
     Example:
         >>> held_out = HeldOutScores(torch.arange(1.0, 20.0))
@@ -57,7 +57,7 @@ class HeldOutScores:
             check_floating("weights", self.weights, 1, "[N]")
             check_shape("weights", self.weights, self.scores.shape[:1])
             if not bool(((self.weights >= 0) & self.weights.isfinite()).all()):
-                raise InputError("`weights` must be finite and not negative, but they hold other values.")
+                raise InputError("`weights` must be finite and non-negative, but they hold other values.")
 
     @property
     def num_groups(self) -> int:
@@ -65,15 +65,15 @@ class HeldOutScores:
         return 0 if self.groups is None or not len(self.groups) else int(self.groups.max()) + 1
 
     def threshold(self, alpha: float, groups: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """The threshold [...] of new rows; [B, ...] if each row has a group or a weight of its own.
+        """The threshold [...] of new rows; [B, ...] if each row has a group or a weight.
 
         Args:
             alpha: Share of new rows that may exceed it.
-            groups: The new rows' groups [B]. A group that no calibration row has gets plus infinity.
-            weights: The new rows' weights [B]. A weight that is not finite gets plus infinity.
+            groups: The new rows' groups [B]. A group without calibration rows gets plus infinity.
+            weights: The new rows' weights [B]. A non-finite weight gets plus infinity.
 
         Raises:
-            InputError: The new rows lack what the calibration rows have, or have more.
+            InputError: The groups or weights of the new rows are missing, or the calibration rows have none.
         """
         for name, own, new in (("groups", self.groups, groups), ("weights", self.weights, weights)):
             if (own is None) != (new is None):
@@ -89,7 +89,7 @@ class HeldOutScores:
             return torch.cat([table, table.new_full((1, *table.shape[1:]), torch.inf)])[index]
         if weights is not None:
             new = weights.to(self.scores.device)
-            missing = ~new.isfinite()  # as of an input with NaN
+            missing = ~new.isfinite()  # for example for an input with NaN
             new = new.masked_fill(missing, 0.0)
             found = self._each(
                 lambda scores, known: weighted_conformal_quantile(scores, self._weights(known), new, alpha)
@@ -110,14 +110,14 @@ class HeldOutScores:
         return self.weights[known]
 
     def _once(self, alpha: float, number: int | None, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """:meth:`_each`, computed at the first call: every batch asks for the same thresholds."""
+        """:meth:`_each`, cached after the first call, because every batch needs the same thresholds."""
         if (alpha, number) not in self._found:
-            with torch.inference_mode(False):  # it also serves predictions with gradients
+            with torch.inference_mode(False):  # the result is also used in predictions with gradients
                 self._found[alpha, number] = self._each(quantile)
         return self._found[alpha, number]
 
     def _each(self, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The quantile of each column's known scores: [N, ...] -> [..., of the quantile first]."""
+        """The quantile of each column's known scores: [N, ...] -> the quantile's axes, then [...]."""
         columns = self.scores.reshape(len(self.scores), -1)
         found = []
         for column in columns.T:

@@ -1,4 +1,4 @@
-"""How far to shrink the covariances of classes, and towards what, by the likelihood of rows that were held out."""
+"""The intensity and the target for shrinking the covariances of classes, chosen by the likelihood of held-out rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Target = Literal["identity", "diagonal", "tied"]
 TARGETS: tuple[Target, ...] = ("identity", "diagonal", "tied")
 
 FLOOR = 1e-6
-"""Added to every variance, relative to their mean: enough for a Cholesky factor, too little to be felt."""
+"""Added to every variance, relative to their mean: enough for a Cholesky factor, but too little to matter."""
 
 
 class Shrinkage(NamedTuple):
@@ -21,8 +21,8 @@ class Shrinkage(NamedTuple):
 
     Attributes:
         intensity: r in [0, 1].
-        target: What T is made of the pooled within-class covariance W: ``"identity"``, (tr W / D) I; ``"diagonal"``, the diagonal of W;
-            ``"tied"``, W itself.
+        target: How T is computed from the pooled within-class covariance W: ``"identity"``: (tr W / D) I; ``"diagonal"``: the diagonal
+            of W; ``"tied"``: W itself.
     """
 
     intensity: float
@@ -34,7 +34,7 @@ class Moments(Protocol):
 
     @property
     def count(self) -> Tensor:
-        """Rows of each class, [C]."""
+        """Number of rows of each class, [C]."""
 
     @property
     def mean(self) -> Tensor:
@@ -46,7 +46,7 @@ class Moments(Protocol):
 
 
 def shrinkage_target(within: Tensor, target: Target) -> Tensor:
-    """T [D, D], made of the pooled within-class covariance W [D, D]; or [D] of its diagonal [D].
+    """The target T [D, D] from the pooled within-class covariance W [D, D]; [D] from its diagonal [D].
 
     Example:
         >>> shrinkage_target(torch.tensor([[1.0, 0.5], [0.5, 3.0]]), "identity")
@@ -61,22 +61,22 @@ def shrinkage_target(within: Tensor, target: Target) -> Tensor:
 
 
 def held_out_shrinkage(first: Moments, second: Moments) -> Shrinkage | None:
-    """The shrinkage under which each half of the rows, fitted, makes the other half most probable.
+    """The shrinkage for which a fit to each half of the rows gives the other half the highest likelihood.
 
-    One r and one T serve all classes, since log-determinants under different regularisation cannot be compared; and each class counts
-    alike, as in a density with uniform priors. With S_c and W of one half, and M_c the mean square of the other half's rows about the
-    first one's mean, the mean held-out log-likelihood of a class, but for a constant, is
+    One r and one T apply to all classes, since log-determinants with different regularisation are not comparable, and classes have
+    equal weights, as in a density with uniform priors. With S_c and W of one half, and M_c the mean square of the other half's rows about
+    the first half's mean, the mean held-out log-likelihood of a class is, up to a constant,
 
         -1/2 (log |Sigma_c| + tr(Sigma_c^-1 M_c)),    Sigma_c = (1 - r) S_c + r T,
 
-    which needs no row again. e I is added to S, T and M, so that a feature that is the same for all rows prefers no r. The targets are
-    compared in the order of how much is estimated in them: a later one is taken if its gain, over classes and halves, is more than its
-    standard error. (What a few small classes gain and the others lose is no reason for a tied target.) An r that is best for half
-    of the rows stands for a target worth nu rows, r = nu / (nu + n / 2); all rows take nu / (nu + n) = r / (2 - r).
+    which does not need the rows again. e I is added to S, T and M, so that a feature that is constant over all rows favours no r. The
+    targets are compared in the order of their number of parameters: a later one is chosen if its gain, over classes and halves, exceeds
+    its standard error. (A tied target is not chosen because a few small classes gain while others lose.) If r is best for half of the
+    rows, the target counts as nu rows with r = nu / (nu + n / 2); for all rows it is nu / (nu + n) = r / (2 - r).
 
     Args:
-        first: Of one half of the rows.
-        second: Of the other half, of the same classes.
+        first: Statistics of one half of the rows.
+        second: Statistics of the other half, with the same classes.
 
     Returns:
         The shrinkage; None if no class has two rows in one half and one in the other, or if all features are constant.
@@ -95,7 +95,7 @@ def held_out_shrinkage(first: Moments, second: Moments) -> Shrinkage | None:
         torch.arange(-0.25, 0.26, 0.01, dtype=torch.float64),
     )
     best: tuple[Tensor, Tensor, Target] | None = None
-    for target in TARGETS if first.scatter.ndim == 3 else TARGETS[:2]:  # tied variances are the diagonal target
+    for target in TARGETS if first.scatter.ndim == 3 else TARGETS[:2]:  # for variances, "tied" equals "diagonal"
         classes = [*_classes(first, second, target), *_classes(second, first, target)]
         if classes:
             values, logit = _maximum(classes, grid)
@@ -109,7 +109,7 @@ def held_out_shrinkage(first: Moments, second: Moments) -> Shrinkage | None:
 
 
 class _Class(NamedTuple):
-    """A class of one half in the basis in which S, M and T are diagonal, and T is the identity."""
+    """A class of one half, in the basis in which S and M are diagonal and T is the identity."""
 
     log_det: Tensor
     spectrum: Tensor
@@ -117,7 +117,7 @@ class _Class(NamedTuple):
 
 
 def _maximum(classes: list[_Class], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes' held-out log-likelihoods at the r, of those with these logits, whose mean is largest; and its logit."""
+    """The classes' held-out log-likelihoods at the r with the largest mean, among those with these logits; and that logit."""
     r = torch.sigmoid(logits)[:, None]
     values = []
     for one in classes:
@@ -129,14 +129,14 @@ def _maximum(classes: list[_Class], logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exceeds(values: Tensor, others: Tensor) -> bool:
-    """Whether some values are larger than those of the same classes in the mean, by more than the standard error."""
+    """Whether the mean gain of some values over those of the same classes exceeds its standard error."""
     gain = values - others
     error = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return bool(gain.mean() > error)
 
 
 def _classes(fitted: Moments, held_out: Moments, target: Target) -> list[_Class]:
-    """The classes of which one half can be fitted, and the other is held out."""
+    """The classes with enough rows to be fitted in one half and scored in the other."""
     usable = ((fitted.count >= 2) & (held_out.count >= 1)).nonzero().flatten().tolist()
     if not usable:
         return []
@@ -144,20 +144,20 @@ def _classes(fitted: Moments, held_out: Moments, target: Target) -> list[_Class]
     floor = FLOOR * float(variances(within).mean())
     if not floor > 0:
         return []
-    T = _raised(shrinkage_target(within, target), floor)
+    T = _with_floor(shrinkage_target(within, target), floor)
     factor = T.sqrt() if T.ndim == 1 else torch.linalg.cholesky(T)
     log_det = 2 * (factor if T.ndim == 1 else factor.diagonal()).log().sum()
     found = []
     for c in usable:
         step = held_out.mean[c] - fitted.mean[c]
         outer = step.square() if T.ndim == 1 else torch.outer(step, step)
-        S = _raised(fitted.scatter[c] / (fitted.count[c] - 1), floor)
-        M = _raised(held_out.scatter[c] / held_out.count[c] + outer, floor)
+        S = _with_floor(fitted.scatter[c] / (fitted.count[c] - 1), floor)
+        M = _with_floor(held_out.scatter[c] / held_out.count[c] + outer, floor)
         found.append(_Class(log_det, *_in_common_basis(factor, S, M)))
     return found
 
 
-def _raised(covariance: Tensor, floor: float) -> Tensor:
+def _with_floor(covariance: Tensor, floor: float) -> Tensor:
     covariance = covariance.clone()
     variances(covariance).add_(floor)
     return covariance

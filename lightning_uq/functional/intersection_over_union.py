@@ -1,4 +1,4 @@
-"""The overlap of predicted and true regions, class by class."""
+"""The overlap of predicted and true regions, by class."""
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ from lightning_uq.functional.validation import check_class_indices, check_intege
 def class_overlaps(label: Tensor, target: Tensor, num_classes: int, *, validate: bool = True) -> tuple[Tensor, Tensor]:
     """Sizes of the intersection and of the union of the predicted and the true region of each class.
 
-    I_c = #{i: label_i = target_i = c} and U_c = #{i: label_i = c or target_i = c}. Sums of both over batches give the overlap of
-    a whole data set.
+    I_c = #{i: label_i = target_i = c} and U_c = #{i: label_i = c or target_i = c}. Their sums over batches give the overlap of a whole
+    data set.
 
     Args:
         label: Predicted class indices [N, ...].
         target: Class indices of the same shape.
         num_classes: C.
-        validate: Check the values too, not shapes and dtypes alone.
+        validate: Whether to check the values as well as shapes and dtypes.
 
     Returns:
         Intersections [C] and unions [C], as integers.
 
     Raises:
-        InputError: The shapes differ, or a value is no class index.
+        InputError: The shapes differ, or a value is not a class index.
 
     Example:
         >>> class_overlaps(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
@@ -38,7 +38,7 @@ def class_overlaps(label: Tensor, target: Tensor, num_classes: int, *, validate:
     label, target = label.reshape(-1).long(), target.reshape(-1).long()
     counts = torch.zeros(2, num_classes, dtype=torch.long, device=label.device)
     hits = (label == target).long()
-    # A `bincount` would wait for a GPU.
+    # `bincount` would wait for a GPU.
     intersection = counts[0].index_add(0, target, hits)
     return intersection, counts[1].index_add(0, target, torch.ones_like(hits)).index_add(0, label, 1 - hits)
 
@@ -47,7 +47,7 @@ def intersection_over_union(intersection: Tensor, union: Tensor) -> Tensor:
     """IoU of each class [C] in float64: I / U; NaN for a class that is neither predicted nor among the targets.
 
     Args:
-        intersection: Sizes [C] of the intersections, as :func:`class_overlaps` gives them.
+        intersection: Sizes [C] of the intersections from :func:`class_overlaps`.
         union: Sizes [C] of the unions.
 
     Example:

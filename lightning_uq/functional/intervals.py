@@ -11,14 +11,14 @@ from lightning_uq.functional.validation import check_open_unit
 def interval_score(lower: Tensor, upper: Tensor, target: Tensor, level: float) -> Tensor:
     """Interval score (Winkler score) of central intervals, elementwise, in the target's units; lower is better.
 
-    With alpha = 1 - level: (upper - lower) + 2 / alpha (lower - y)_+ + 2 / alpha (y - upper)_+. Its expectation is least for
+    With alpha = 1 - level: (upper - lower) + 2 / alpha (lower - y)_+ + 2 / alpha (y - upper)_+. Its expectation is smallest for
     the quantiles of y at alpha / 2 and 1 - alpha / 2.
 
     Args:
         lower: Lower bounds.
         upper: Upper bounds.
         target: Targets y.
-        level: Share of probability in the interval, in (0, 1).
+        level: Nominal coverage of the interval, in (0, 1).
 
     Raises:
         InputError: ``level`` is not in (0, 1).

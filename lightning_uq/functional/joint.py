@@ -1,12 +1,12 @@
 """Joint log-loss: how well a method predicts the labels of several inputs together.
 
-A marginal score judges each input alone and cannot tell knowing from guessing: only joint predictions show whether the
-members agree on *which* labels go together. With log p_zt = log p_z(y_t | x_t) and tau inputs, a joint prediction costs
+A marginal score judges each input alone and cannot distinguish knowledge from guessing: only joint predictions show whether the
+members agree on *which* labels occur together. With log p_zt = log p_z(y_t | x_t) and tau inputs, the loss of a joint prediction is
 
     - log mean_z exp( sum_t log p_zt ),
 
 in nats and not divided by tau. By Jensen's inequality the value falls as the number of hypotheses Z grows, so compare
-methods at equal Z alone.
+methods only at equal Z.
 
 Source: Osband et al., The Neural Testbed (arXiv 2110.04629); dyadic sampling: Osband et al., arXiv 2202.13509.
 """
@@ -35,7 +35,7 @@ def joint_log_probs(logits: Tensor, target: Tensor, *, validate: bool = True) ->
     """log p_z(y_b | x_b) [Z, B] in float64, from member logits [Z, B, C] and class indices [B].
 
     Raises:
-        InputError: Shapes or dtypes are not these; with ``validate``, also where a target is out of range or a logit is NaN.
+        InputError: Shapes or dtypes differ from these; with ``validate``, also if a target is out of range or a logit is NaN.
 
     Example:
         >>> joint_log_probs(torch.tensor([[[0.0, 0.0]]]), torch.tensor([1]))
@@ -54,12 +54,12 @@ def _log_mean(members: Tensor) -> Tensor:
 def dyadic_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
     """Joint log-loss of tau draws, with replacement, from each pair of consecutive rows: its exact expectation.
 
-    If k of the tau draws fall on the first row of a pair, the joint likelihood depends on k alone, and k is binomial. The
+    If k of the tau draws fall on the first row of a pair, the joint likelihood depends only on k, which is binomial. The
     expectation over the draws is thus a sum of tau + 1 terms,
 
         sum_k binom(tau, k) 2^-tau ( - log mean_z exp( k log p_z0 + (tau - k) log p_z1 ) ),
 
-    without the noise of drawing.
+    without sampling noise.
 
     Args:
         log_probs: Log-probabilities of the true classes [Z, 2 G]; rows 2 g and 2 g + 1 are a pair.
@@ -75,9 +75,9 @@ def dyadic_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
     first, second = log_probs[:, 0::2], log_probs[:, 1::2]
     loss = first.new_zeros(first.shape[1])
     for k in range(tau + 1):
-        # An end of the sum leaves one row out: 0 * -inf would be NaN.
+        # The first and last term leave one row out, because 0 * -inf would be NaN.
         parts = [count * row for count, row in ((k, first), (tau - k, second)) if count]
-        weight = math.comb(tau, k) / 2**tau  # of integers: as floats both would overflow from tau = 1030 on
+        weight = math.comb(tau, k) / 2**tau  # integers: floats would overflow from tau = 1030 on
         loss = loss - weight * _log_mean(sum(parts[1:], start=parts[0]))
     return loss
 
@@ -93,7 +93,7 @@ def sampled_joint_log_loss(log_probs: Tensor, selected: Tensor) -> Tensor:
         [G] in nats.
 
     Raises:
-        InputError: The blocks do not divide the rows, or a draw is out of range.
+        InputError: The number of rows is not a multiple of the number of blocks, or a draw is out of range.
 
     Example:
         >>> log_probs = torch.log(torch.tensor([[0.5, 0.25]]))
@@ -120,7 +120,7 @@ def consecutive_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
 
     Args:
         log_probs: Log-probabilities of the true classes [Z, tau G].
-        tau: Rows in a block.
+        tau: Number of rows per block.
 
     Returns:
         [G] in nats.
@@ -135,8 +135,8 @@ def consecutive_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
 def hashed_draws(first: int, groups: int, tau: int, kappa: int, seed: int, device: torch.device) -> Tensor:
     """Draws [groups, tau] in [0, kappa) for groups ``first``, ``first + 1``, ...: a hash of (seed, group, draw).
 
-    A draw does not depend on what was drawn before it, hence not on how a data set is cut into batches. The hash is
-    SplitMix64's finalizer over a counter.
+    A draw does not depend on earlier draws, and hence not on how a data set is split into batches. The hash is SplitMix64's
+    finalizer over a counter.
     """
     group = torch.arange(first, first + groups, device=device)[:, None]
     counter = group * tau + torch.arange(tau, device=device)
@@ -145,14 +145,14 @@ def hashed_draws(first: int, groups: int, tau: int, kappa: int, seed: int, devic
 
 
 def check_joint(tau: int, kappa: int, sampling: str) -> None:
-    """Refuse settings of a joint log-loss that are not defined."""
+    """Refuse undefined settings of a joint log-loss."""
     check_integer("tau", tau, 1)
     check_integer("kappa", kappa, 1)
     check_choice("sampling", sampling, ("dyadic", "sampled", "consecutive"))
     if sampling == "dyadic" and kappa != 2:
         raise InputError(
-            f"`kappa` must be 2 with sampling='dyadic', whose expectation is exact for pairs alone, but "
-            f"it is {kappa}; use sampling='sampled' for kappa anchors."
+            f"`kappa` must be 2 with sampling='dyadic', whose expectation is exact only for pairs, but "
+            f"it is {kappa}. Use sampling='sampled' for kappa anchors."
         )
 
 
@@ -166,32 +166,32 @@ def joint_log_loss(
     generator: torch.Generator | None = None,
     selected: Tensor | None = None,
 ) -> Tensor:
-    """Mean joint log-loss over a data set that fits in memory; rows that fill no block at its end are left out.
+    """Mean joint log-loss over a data set that fits in memory; rows at its end that do not fill a block are left out.
 
     Args:
         logits: Member logits [Z, B, C].
         target: Class indices [B].
-        tau: Labels predicted together.
-        kappa: Distinct inputs among them (anchors); "consecutive" has tau distinct ones and ignores it.
+        tau: Number of labels predicted together.
+        kappa: Number of distinct inputs (anchors) among them; "consecutive" has tau distinct inputs and ignores it.
         sampling: "dyadic": the expectation over tau draws from each pair of consecutive rows. "sampled": one such draw
             from each kappa consecutive rows. "consecutive": each tau consecutive rows, every one once.
-        generator: Source of the draws of "sampled"; torch's global one without it.
-        selected: The draws of "sampled" themselves, [B // kappa, tau].
+        generator: Source of the random numbers for "sampled"; default: torch's global generator.
+        selected: The draws for "sampled", [B // kappa, tau], instead of random ones.
 
     Returns:
-        A scalar in nats, not divided by tau; NaN without a full block. It falls as Z grows: compare at equal Z.
+        A scalar in nats, not divided by tau; NaN without a full block. It falls as Z grows, so compare only at equal Z.
 
     Raises:
-        InputError: Shapes or values do not fit, or "dyadic" with another kappa than 2.
+        InputError: Shapes or values do not fit, or "dyadic" has a kappa other than 2.
 
     Example:
         >>> logits = torch.tensor([[[9.0, -9.0], [9.0, -9.0]], [[-9.0, 9.0], [-9.0, 9.0]]])
-        >>> joint_log_loss(logits, torch.tensor([1, 1]), tau=10)  # the members agree that the labels go together
+        >>> joint_log_loss(logits, torch.tensor([1, 1]), tau=10)  # the members agree that the labels occur together
         tensor(0.6931, dtype=torch.float64)
     """
     check_joint(tau, kappa, sampling)
     if selected is not None and sampling != "sampled":
-        raise InputError(f"`selected` goes with sampling='sampled' alone, but sampling is {sampling!r}. Leave it out.")
+        raise InputError(f"`selected` requires sampling='sampled', but sampling is {sampling!r}. Leave it out.")
     log_probs = joint_log_probs(logits, target)
     groups = log_probs.shape[1] // block_size(tau, kappa, sampling)
     if sampling == "sampled" and selected is None:
@@ -201,12 +201,12 @@ def joint_log_loss(
 
 
 def block_size(tau: int, kappa: int, sampling: Sampling) -> int:
-    """Consecutive rows that make one joint prediction."""
+    """Number of consecutive rows in one joint prediction."""
     return tau if sampling == "consecutive" else kappa
 
 
 def block_losses(log_probs: Tensor, tau: int, kappa: int, sampling: Sampling, selected: Tensor | None) -> Tensor:
-    """Joint log-loss [G] of each full block of rows [Z, N], by any of the three samplings."""
+    """Joint log-loss [G] of each full block of rows [Z, N], with any of the three samplings."""
     size = block_size(tau, kappa, sampling)
     log_probs = log_probs[:, : log_probs.shape[1] // size * size]
     if sampling == "dyadic":

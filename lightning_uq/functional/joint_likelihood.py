@@ -14,11 +14,11 @@ from lightning_uq.functional.validation import check_floating
 
 
 def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
-    """log of the mean over z of prod_t p_z(y_t | x_t), for each of S draws of tau labels.
+    """log mean_z prod_t p_z(y_t | x_t), for each of S draws of tau labels.
 
     Args:
-        log_probs: Log-probabilities of the true labels [Z, S, tau], whole or in parts along Z, which are read one after the
-            other, so that a thousand indices need not be in memory at once.
+        log_probs: Log-probabilities of the true labels [Z, S, tau], whole or in parts along Z, which are read in order,
+            so that a thousand indices need not be in memory at once.
 
     Returns:
         [S], in float64.
@@ -48,10 +48,10 @@ def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def log_sum_product(weights: Tensor, probs: Tensor) -> Tensor:
-    """log sum_k w_k prod_t q_kt; terms with weight 0 are ignored, even where q is 0.
+    """log sum_k w_k prod_t q_kt; terms with weight 0 are ignored, even if q is 0.
 
     Args:
-        weights: w [K], not negative.
+        weights: w [K], non-negative.
         probs: q [K, T].
 
     Returns:

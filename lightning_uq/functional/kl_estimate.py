@@ -1,8 +1,8 @@
 """Divergence of a model's joint prediction from a known environment, estimated from draws.
 
-An environment draws inputs x_1 ... x_tau and their labels, and knows their likelihood log P(y | x, environment). A model's is
-the log of the mean over z of prod_t p_z(y_t | x_t). The mean difference of the two over many draws estimates the
-Kullback-Leibler divergence of the model's joint prediction from the environment's, in nats and not divided by tau.
+An environment draws inputs x_1 ... x_tau and their labels, and knows their likelihood log P(y | x, environment). A model's likelihood
+is log mean_z prod_t p_z(y_t | x_t). The mean difference of the two over many draws estimates the Kullback-Leibler divergence of the
+model's joint prediction from the environment's, in nats and not divided by tau.
 
 Source: Osband et al., "The Neural Testbed: Evaluating Joint Predictions", NeurIPS 2022 (arXiv 2110.04629), and their code
 (``neural_testbed.likelihood``).
@@ -27,10 +27,10 @@ class KLEstimate(NamedTuple):
     """An estimated divergence.
 
     Attributes:
-        mean: Its value in nats: a scalar in float64.
-        std: Standard deviation over the draws; not finite where one of them is not.
-        num_infinite: How many of the draws were infinite; each counted as the largest finite one.
-        num_draws: How many draws there were.
+        mean: The estimate in nats: a scalar in float64.
+        std: Standard deviation over the draws; not finite if one of them is not.
+        num_infinite: Number of infinite draws, each of which counted as the largest finite one.
+        num_draws: Number of draws.
     """
 
     mean: Tensor
@@ -40,11 +40,11 @@ class KLEstimate(NamedTuple):
 
 
 def kl_estimate(true_log_likelihood: Tensor, model_log_likelihood: Tensor) -> KLEstimate:
-    """Mean over draws of log P(y | environment) - log P(y | model), as the testbed takes it.
+    """Mean over draws of log P(y | environment) - log P(y | model), as in the testbed.
 
-    A draw to which the model gave no probability at all is infinite. The original counts it as the largest finite one, so
-    that one such draw does not hide all others; how many there were is told here, and a model with any is worse than its
-    mean says. Where no draw is finite the mean is infinite. A NaN stays one.
+    A draw to which the model gave probability 0 is infinite. The original counts it as the largest finite one, so that one such draw
+    does not hide all others. ``num_infinite`` is their number; a model with infinite draws is worse than its mean says. If no draw is
+    finite, the mean is infinite. NaN stays NaN.
 
     Args:
         true_log_likelihood: [S], of the environment.
@@ -80,7 +80,7 @@ def uniform_kl(true_log_likelihood: Tensor, num_classes: int, tau: int) -> Tenso
     Args:
         true_log_likelihood: [S], of the environment, for tau labels each.
         num_classes: C.
-        tau: Labels predicted together.
+        tau: Number of labels predicted together.
 
     Returns:
         mean(true_log_likelihood) + tau log C, a scalar in float64.
@@ -95,12 +95,12 @@ def uniform_kl(true_log_likelihood: Tensor, num_classes: int, tau: int) -> Tenso
 
 
 def gaussian_sample_kl(samples: Tensor, target: Tensor, noise_std: float, true_log_likelihood: Tensor) -> KLEstimate:
-    """The testbed's divergence for regression: every index predicts its mean with the environment's own noise.
+    """The testbed's divergence for regression: every index predicts its mean, plus noise of the environment's standard deviation.
 
     Args:
         samples: Predicted means [Z, S, tau].
         target: [S, tau].
-        noise_std: The noise's standard deviation, which the model is told.
+        noise_std: Standard deviation of the noise, which the model knows.
         true_log_likelihood: [S], of the environment.
 
     Raises:

@@ -1,7 +1,7 @@
-r"""The Laplace approximation of a network's last linear layer: sums over the training data in, a Gaussian over its weights out.
+r"""The Laplace approximation of a network's last linear layer: a Gaussian over its weights, from sums over the training data.
 
-Row ``n`` has features phi_n [P], the layer's input and a 1 for its bias. The Gauss-Newton matrix of the layer's weights W [O, P] has
-one of two shapes, and both are kept as eigenvalues and eigenvectors, so that every prior precision costs one division:
+Row ``n`` has features phi_n [P]: the layer's input, and 1 for its bias. The Gauss-Newton matrix of the layer's weights W [O, P] has one
+of two forms. Both are stored as eigenvalues and eigenvectors, so that each prior precision costs only one division:
 
 - independent outputs: sum_n w_no phi_n phi_n^T for each output o, where w is the curvature of the loss (1 / noise variance, p (1 - p));
 - a softmax: the Kronecker product of mean_n (diag p_n - p_n p_n^T) with sum_n phi_n phi_n^T.
@@ -18,18 +18,18 @@ from torch import Tensor
 
 
 class LastLayerPosterior(NamedTuple):
-    """A Gaussian over the weights [O, P] of a linear layer, about the trained ones.
+    """A Gaussian over the weights [O, P] of a linear layer, with the trained weights as its mean.
 
-    In the direction r of the outputs and j of the features, the precision is ``curvature[r] * eigenvalues[., j] + prior_precision[r]``.
+    In direction r of the outputs and j of the features, the precision is ``curvature[r] * eigenvalues[., j] + prior_precision[r]``.
 
     Attributes:
         mean: The trained weights [O, P].
-        eigenvalues: Those of the features' second moments [K, P]: K is 1, or R if each direction has its own.
+        eigenvalues: Eigenvalues of the features' second moments [K, P]; K is 1, or R if each direction has its own.
         eigenvectors: Their eigenvectors in columns [K, P, P].
         curvature: Curvature of the loss along the R directions of the outputs [R].
-        basis: These directions in columns [O, R]; the identity for independent outputs.
-        prior_precision: Precision of the weights' prior along each of them [R].
-        noise: Variance of the noise of each output [O], where the network does not say it; else 0.
+        basis: These directions as columns [O, R]; the identity for independent outputs.
+        prior_precision: Precision of the weights' prior along each direction [R].
+        noise: Noise variance of each output [O], if the network does not predict it; otherwise 0.
     """
 
     mean: Tensor
@@ -57,9 +57,9 @@ def with_bias(features: Tensor) -> Tensor:
 
 
 def eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [K, P], none negative, and eigenvectors [K, P, P] of second moments [K, P, P].
+    """Non-negative eigenvalues [K, P] and eigenvectors [K, P, P] of second moments [K, P, P].
 
-    The largest entry of each eigenvector is positive, so that libraries for linear algebra agree on its sign.
+    The largest entry of each eigenvector is positive, so that linear algebra libraries agree on its sign.
 
     Example:
         >>> eigen(torch.diag(torch.tensor([1.0, 4.0]))[None])[0]
@@ -75,9 +75,9 @@ def _with_signs(vectors: Tensor) -> Tensor:
 
 
 def softmax_directions(curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [C - 1] and eigenvectors [C, C - 1] of the curvature [C, C] of a softmax, without the direction that changes nothing.
+    """Eigenvalues [C - 1] and eigenvectors [C, C - 1] of a softmax's curvature [C, C], without the direction that has no effect.
 
-    Adding one number to all logits leaves the probabilities alone, so along (1, ..., 1) there is neither curvature nor uncertainty.
+    Adding a number to all logits does not change the probabilities, so (1, ..., 1) has neither curvature nor uncertainty.
 
     Example:
         >>> values, vectors = softmax_directions(torch.tensor([[0.25, -0.25], [-0.25, 0.25]]))
@@ -88,7 +88,7 @@ def softmax_directions(curvature: Tensor) -> tuple[Tensor, Tensor]:
     C = len(curvature)
     lifted = (
         curvature + curvature.mT
-    ) / 2 + 2 / C  # the flat direction gets 2, above all others, which are at most 1 / 2
+    ) / 2 + 2 / C  # moves the flat direction to 2, above all others, which are at most 1 / 2
     values, vectors = torch.linalg.eigh(lifted)
     return values[:-1].clamp_min(0.0), _with_signs(vectors[:, :-1])
 
@@ -119,7 +119,7 @@ def projected(eigenvectors: Tensor, features: Tensor) -> Tensor:
 def weight_samples(posterior: LastLayerPosterior, noise: Tensor) -> Tensor:
     """Deviations [Z, O, P] of the weights from the trained ones, from standard normal ``noise`` [Z, O, P].
 
-    They are the noise times the symmetric root of the covariance, which does not depend on the choice of eigenvectors.
+    They are the noise times the symmetric square root of the covariance, which does not depend on the choice of eigenvectors.
 
     Example:
         >>> one = torch.ones(1, 1)
@@ -136,7 +136,7 @@ def weight_samples(posterior: LastLayerPosterior, noise: Tensor) -> Tensor:
 
 
 def candidates(largest: Tensor, per_decade: int = 4) -> Tensor:
-    """Prior precisions [G] to choose from, in units of the largest curvature of the data: 10^-12 to 10^4 times that.
+    """Candidate prior precisions [G]: 10^-12 to 10^4 times the largest curvature of the data.
 
     Example:
         >>> candidates(torch.tensor(2.0), 1)[[0, -1]]
@@ -147,13 +147,13 @@ def candidates(largest: Tensor, per_decade: int = 4) -> Tensor:
 
 
 def log_evidence_terms(posterior: LastLayerPosterior) -> Tensor:
-    """What the prior and the posterior add to the log marginal likelihood, for each direction [R].
+    """The terms of the log marginal likelihood from prior and posterior, for each direction [R].
 
-    P/2 log lambda - lambda/2 |w|^2 - 1/2 log det(posterior precision); the log-likelihood of the trained weights is the rest of it.
+    They are P/2 log lambda - lambda/2 |w|^2 - 1/2 log det(posterior precision). The remaining term is the log-likelihood of the trained weights.
 
     Example:
         >>> one = torch.ones(1, 1)
-        >>> posterior = LastLayerPosterior(2 * one, 0 * one, one[None], one[0], one, one[0], one[0])  # no data: the prior alone
+        >>> posterior = LastLayerPosterior(2 * one, 0 * one, one[None], one[0], one, one[0], one[0])  # without data: only the prior
         >>> log_evidence_terms(posterior)
         tensor([-2.])
     """
@@ -164,15 +164,15 @@ def log_evidence_terms(posterior: LastLayerPosterior) -> Tensor:
 
 
 def with_precision(posterior: LastLayerPosterior, precision: Tensor) -> LastLayerPosterior:
-    """The posterior under one prior precision, a scalar, of all directions, or one of each [R]."""
+    """The posterior with another prior precision: a scalar for all directions, or one per direction [R]."""
     return posterior._replace(prior_precision=precision.expand(len(posterior.curvature)).clone())
 
 
 def marginal_precision(posterior: LastLayerPosterior, *, shared: bool) -> LastLayerPosterior:
-    """The posterior under the prior precision with the largest marginal likelihood among :func:`candidates`.
+    """The posterior with the prior precision among :func:`candidates` that has the largest marginal likelihood.
 
     Args:
-        posterior: The posterior; its own ``prior_precision`` is not read.
+        posterior: The posterior; its own ``prior_precision`` is ignored.
         shared: Whether all directions share one precision.
     """
     options = precision_candidates(posterior)
@@ -188,16 +188,16 @@ def precision_candidates(posterior: LastLayerPosterior, per_decade: int = 4) -> 
 def marginal_noise(
     eigenvalues: Tensor, squared_error: Tensor, squared_weight: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""The noise variance and the prior precision [O] of means with the largest marginal likelihood.
+    r"""The noise variance and the prior precision [O] with the largest marginal likelihood, for outputs that are means.
 
-    With alpha = prior precision times noise variance s^2, the best s^2 = (SSE + alpha |w|^2) / N has a closed form, and what is left depends on
-    alpha alone: -N/2 log s^2 + P/2 log alpha - 1/2 sum_j log(e_j + alpha).
+    With alpha = prior precision times noise variance s^2, the best s^2 = (SSE + alpha |w|^2) / N has a closed form, and the rest depends only
+    on alpha: -N/2 log s^2 + P/2 log alpha - 1/2 sum_j log(e_j + alpha).
 
     Args:
-        eigenvalues: Those of the features' second moments [O, P].
+        eigenvalues: Eigenvalues of the features' second moments [O, P].
         squared_error: Sums of squared residuals [O].
-        squared_weight: Squared lengths of the weights [O].
-        count: Rows [O].
+        squared_weight: Squared norms of the weights [O].
+        count: Number of rows [O].
 
     Example:
         >>> noise, precision = marginal_noise(*(torch.tensor(x, dtype=torch.float64) for x in ([[100.0]], [50.0], [1.0], [100.0])))
@@ -213,15 +213,15 @@ def marginal_noise(
 
 
 def held_out_noise(scaled_error: Tensor, log_spread: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The noise variance [O] and which of G candidates [O] give held-out rows the largest likelihood.
+    """The noise variance [O] and the index of one of G candidates [O] that give held-out rows the largest likelihood.
 
-    Under alpha the variance of row n is s^2 (1 + q_n), q_n = phi_n^T (sum phi phi^T + alpha I)^-1 phi_n, so the best
+    With alpha, the variance of row n is s^2 (1 + q_n), where q_n = phi_n^T (sum phi phi^T + alpha I)^-1 phi_n, so the best
     s^2 = mean_n r_n^2 / (1 + q_n) has a closed form.
 
     Args:
         scaled_error: sum_n r_n^2 / (1 + q_n) of residuals r, [G, O].
         log_spread: sum_n log(1 + q_n), [G, O].
-        count: Rows [O].
+        count: Number of rows [O].
 
     Example:
         >>> held_out_noise(torch.tensor([[8.0], [8.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor([4.0]))
@@ -233,12 +233,12 @@ def held_out_noise(scaled_error: Tensor, log_spread: Tensor, count: Tensor) -> t
 
 
 def positive(variance: Tensor) -> Tensor:
-    """A variance that can be divided by, where residuals are all 0."""
+    """A variance with a positive lower bound, because all residuals may be 0."""
     return variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5)
 
 
 def probit_scale(variance: Tensor) -> Tensor:
-    """MacKay's factor of a logit with this variance: 1 / sqrt(1 + pi / 8 v).
+    """MacKay's factor for a logit with this variance: 1 / sqrt(1 + pi / 8 v).
 
     Example:
         >>> probit_scale(torch.tensor([0.0, 24 / math.pi]))

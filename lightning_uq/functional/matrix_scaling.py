@@ -1,4 +1,4 @@
-"""Matrix scaling: an affine map of log-probabilities, held near a temperature by a ridge on every deviation from it."""
+"""Matrix scaling: an affine map of log-probabilities with a ridge on its deviations from a temperature."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from lightning_uq.functional.validation import check_integer
 
 _STRENGTHS = (10.0, 1.0, 0.1)
 _MAX_BYTES = 4 * 2**30
-_WEIGHTS_PER_ROW = 10  # above it the weights between classes, C (C - 1), are left out
-_NO_FLOOR = -1e4  # far below any log-probability, but finite, as stored tensors are
+_WEIGHTS_PER_ROW = 10  # above it, the weights between classes, C (C - 1), are left out
+_NO_FLOOR = -1e4  # far below any log-probability, but finite, as stored tensors must be
 _MARGIN = 0.75  # standard errors; chosen on classifiers of KITTI, MNIST and PCam
-_PART_ELEMENTS = 2**16  # what a cache holds
-_EXACT = 1e-7  # the slope where a minimum is found
-_SHARE_OF_NOISE = 1e-3  # of the squared slopes that the noise of the rows gives: enough to compare strengths
-_FOLD_ELEMENTS = 2**22  # above it one fold is held out, not each in turn
+_PART_ELEMENTS = 2**16  # fits in a cache
+_EXACT = 1e-7  # slope at which a minimum counts as found
+_SHARE_OF_NOISE = 1e-3  # of the squared slopes from the rows' noise: accurate enough to compare strengths
+_FOLD_ELEMENTS = 2**22  # above it, only one fold is held out, instead of each in turn
 
 
 class MatrixScalingFit(NamedTuple):
     """A fitted matrix scaling.
 
     Attributes:
-        weight: [C, C] in float64; the identity where the temperature won.
-        bias: [C] in float64; all 0 where the temperature won.
-        floor: The log-probability below which the features level off, a scalar in float64; -10,000 where the temperature won.
+        weight: [C, C] in float64; the identity if the temperature was chosen.
+        bias: [C] in float64; all 0 if the temperature was chosen.
+        floor: Log-probability below which the features level off, a scalar in float64; -10,000 if the temperature was chosen.
         temperature: T of all rows, a scalar in float64.
-        strength: The strength that validation chose; infinite where the temperature won.
+        strength: The strength that validation chose; infinite if the temperature was chosen.
     """
 
     weight: Tensor
@@ -49,7 +49,7 @@ class MatrixScalingFit(NamedTuple):
 
     @property
     def class_matrix(self) -> Tensor:
-        """All of it as one tensor [C + 3, C]: the rows of the weight, the bias, and for each class the floor and 1 / T."""
+        """All parameters as one tensor [C + 3, C]: the rows of the weight, the bias, and for each class the floor and 1 / T."""
         rows = (self.bias, self.floor.expand_as(self.bias), (1 / self.temperature).expand_as(self.bias))
         return torch.cat([self.weight, torch.stack(rows)])
 
@@ -57,7 +57,7 @@ class MatrixScalingFit(NamedTuple):
 def apply_matrix_scaling(log_probs: Tensor, class_matrix: Tensor) -> Tensor:
     """log softmax(W x + b), with x = log(softmax(l / T) + exp floor): log-probabilities [N, C, ...] -> [N, C, ...].
 
-    A class that a row rules out by minus infinity stays ruled out. NaN stays NaN.
+    A class that a row excludes by minus infinity stays excluded. NaN stays NaN.
 
     Args:
         log_probs: Logits or log-probabilities [N, C, ...].
@@ -73,7 +73,7 @@ def apply_matrix_scaling(log_probs: Tensor, class_matrix: Tensor) -> Tensor:
     excluded = log_probs == -math.inf
     x = _features(log_probs.movedim(1, -1) * inverse, floor)
     device = x.device.type
-    if torch.is_autocast_enabled(device):  # it would round the product to half precision
+    if torch.is_autocast_enabled(device):  # autocast would round the product to half precision
         with torch.autocast(device, enabled=False):
             scaled = linear(x, weight, bias.squeeze(0))
     else:
@@ -82,10 +82,10 @@ def apply_matrix_scaling(log_probs: Tensor, class_matrix: Tensor) -> Tensor:
 
 
 def _features(tempered: Tensor, floor: Tensor) -> Tensor:
-    """log(softmax(l / T) + exp floor) of tempered logits [..., C]."""
+    """log(softmax(l / T) + exp floor) for tempered logits [..., C]."""
     log_probs = torch.log_softmax(tempered, -1)
     log_probs = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
-    # Not torch.logaddexp, which ONNX has as log(exp + exp): minus infinity where both underflow.
+    # Not torch.logaddexp, which ONNX computes as log(exp + exp): minus infinity if both underflow.
     return torch.maximum(log_probs, floor) + (-(log_probs - floor).abs()).exp().log1p()
 
 
@@ -94,34 +94,34 @@ def fit_matrix_scaling(
 ) -> MatrixScalingFit:
     """Fit an affine map of log-probabilities with a ridge towards the fitted temperature.
 
-    With x = log(softmax(l / T) + e), e = 1 / (C (N + 1)) as if one more row were uniform, the deviations A [C, C] and bias b from
-    the temperature minimise the convex
+    With x = log(softmax(l / T) + e), where e = 1 / (C (N + 1)) as from one more, uniform row, the deviations A [C, C] and bias b from
+    the temperature minimise the convex function
 
         mean_n -log softmax(x_n + A x_n + b)_y + strength (C / N) (|diag A|^2 + |b|^2) + strength (C (C - 1) / N) |offdiag A|^2.
 
-    The more rows there are per weight, the weaker the ridge, and a strength of 1 suits most classifiers. Another of the
-    ``strengths``, or the temperature alone, replaces it where the likelihood of the held-out fifths of a five-fold split is
-    better by more than 0.75 standard errors of the rows' differences. With more than ten weights between classes per row (as
-    for 1,000 classes and fewer than 100,000 rows) A is diagonal. Above four million logits the strength is chosen on one fold.
+    With more rows per weight, the ridge is weaker, and a strength of 1 suits most classifiers. Another of the ``strengths``, or the
+    temperature alone, is chosen if its likelihood on the held-out fifths of a five-fold split is better by more than 0.75 standard
+    errors of the rows' differences. With more than ten weights between classes per row (for example 1,000 classes and fewer than
+    100,000 rows), A is diagonal. For more than four million logits, the strength is chosen on one fold.
 
     Args:
-        logits: Logits or log-probabilities [N, C] (or [N, C, ...], each position a row) of held-out rows.
+        logits: Logits or log-probabilities [N, C] of held-out rows, or [N, C, ...] with each position as a row.
         target: Class indices [N] (or [N, ...]).
-        strengths: Strengths to choose from, positive; the one that is nearest 1 on a log scale is the default.
+        strengths: Strengths to choose from, positive; the one nearest to 1 on a log scale is the default.
         num_folds: Number of folds, at least 2.
 
     Returns:
-        The fit; :attr:`MatrixScalingFit.class_matrix` is for :func:`apply_matrix_scaling`.
+        The fit; pass :attr:`MatrixScalingFit.class_matrix` to :func:`apply_matrix_scaling`.
 
     Raises:
-        InputError: As for :func:`~lightning_uq.functional.temperature.fit_temperature`; fewer rows than folds; a strength
-            that is not positive; more than some twenty thousand classes, whose matrix would take over 4 GiB.
+        InputError: See :func:`~lightning_uq.functional.temperature.fit_temperature`. Also: there are fewer rows than folds, a
+            strength is not positive, or there are more than about twenty thousand classes, whose matrix would take over 4 GiB.
 
     Warns:
-        UserWarning: The temperature has no finite optimum; or a class has no row, and the temperature did not win.
+        UserWarning: The temperature has no finite optimum; or a class has no row, and the temperature was not chosen.
 
     Source: Berta, Holzmüller, Jordan & Bach, "Structured matrix scaling for multi-class calibration" (arXiv 2511.03685), for the
-    penalties and their scaling with N and C; the choice of the strength is this package's.
+    penalties and their scaling with N and C. The choice of the strength is this package's own.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]).repeat(100, 1)
@@ -138,8 +138,8 @@ def fit_matrix_scaling(
     check_integer("num_folds", num_folds, 2)
     if (size := 8 * C * (C + 3)) > _MAX_BYTES:
         raise InputError(
-            f"`logits` must have so few classes that a matrix of {_MAX_BYTES / 2**30:.3g} GiB does, but that of {C} classes takes "
-            f"{size / 2**30:.3g} GiB. Fit a temperature."
+            f"`logits` have {C} classes, whose matrix takes {size / 2**30:.3g} GiB, but the limit is {_MAX_BYTES / 2**30:.3g} GiB. "
+            "Fit a temperature."
         )
     if num_folds > N:
         raise InputError(f"`logits` must hold at least {num_folds} rows, one per fold, but it holds {N}.")
@@ -148,12 +148,12 @@ def fit_matrix_scaling(
     T = fit_temperature(logits, target).to(rows.device)
     floor = rows.new_tensor(-math.log(C * (N + 1)))
     num_columns = C + 1 if C * (C - 1) <= _WEIGHTS_PER_ROW * N else 2
-    # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.
+    # Shuffled, because rows may be sorted by class; with a fixed seed, so that two fits agree.
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(rows.device)
     tempered, shuffled = rows[0][order] / T, classes[order]
     data = _Columns([_features(tempered, floor).T.contiguous()], shuffled, num_columns)
 
-    path = sorted(strengths, reverse=True)  # each starts at the solution of the stronger one
+    path = sorted(strengths, reverse=True)  # each search starts at the solution for the next stronger ridge
     losses: dict[float, Tensor] = {}
     start = rows.new_zeros(C, num_columns)
     ends = [N * fold // num_folds for fold in range(num_folds + 1)]
@@ -181,10 +181,10 @@ def fit_matrix_scaling(
 
 @dataclass(frozen=True)
 class _Columns:
-    """Features of rows as columns, since sums over few classes are fast along the first axis.
+    """Features of rows as columns, because sums over few classes are fast along the first axis.
 
     Args:
-        pieces: Features [C, n] each, in float64.
+        pieces: Parts of the features, [C, n] each, in float64.
         target: Class indices [N].
         num_columns: C + 1 for theta = (A, b); 2 for (diag A, b).
     """
@@ -199,17 +199,17 @@ class _Columns:
         return self.num_columns == 2 and len(self.pieces[0]) > 1
 
     def part(self, low: int, high: int) -> _Columns:
-        """Some neighbouring rows."""
+        """A range of rows."""
         return _Columns([self.pieces[0][:, low:high]], self.target[low:high], self.num_columns)
 
     def without(self, low: int, high: int) -> _Columns:
-        """All rows but some neighbouring ones."""
+        """All rows except a range."""
         x = self.pieces[0]
         target = torch.cat([self.target[:low], self.target[high:]])
         return _Columns([x[:, :low], x[:, high:]], target, self.num_columns)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some features [C, n] at a time, and their classes [n]."""
+        """Parts of the features [C, n] and their classes [n], in order."""
         size = max(1, _PART_ELEMENTS // len(self.pieces[0]))
         parts = [part for piece in self.pieces for part in torch.split(piece, size, 1) if part.numel()]
         yield from zip(parts, torch.split(self.target, [part.shape[1] for part in parts]), strict=True)
@@ -220,7 +220,7 @@ class _Columns:
         return torch.addcmul(x + bias, x, theta[:, :1]) if self.is_vector else x + torch.addmm(bias, theta[:, :-1], x)
 
     def sums(self, weights: Tensor, x: Tensor) -> Tensor:
-        """Sums over rows of weights [C, n] by features, one for each number in theta."""
+        """Sums over rows of weights [C, n] times features, one for each number in theta."""
         products = (weights * x).sum(1, keepdim=True) if self.is_vector else weights @ x.T
         return torch.cat([products, weights.sum(1, keepdim=True)], 1)
 
@@ -245,10 +245,10 @@ class _Columns:
 
 @dataclass(frozen=True)
 class _Coordinates:
-    """Coordinates in which the Hessian of the ridged loss at theta is about the identity.
+    """Coordinates in which the Hessian of the ridged loss at theta is approximately the identity.
 
-    That of (A, b) is the mean over rows of (diag p - p p^T) x (x, 1) (x, 1)^T, a Kronecker product for each row. Of the product of the
-    means, the second one weighted by the first one's traces, the eigenvectors serve as axes. That of (diag A, b) has its diagonal alone.
+    The Hessian for (A, b) is the mean over rows of (diag p - p p^T) x (x, 1) (x, 1)^T, a Kronecker product for each row. The axes are the
+    eigenvectors of the product of the two means, the second weighted by the traces of the first. For (diag A, b), only the diagonal is used.
     """
 
     curvature: Tensor
@@ -257,7 +257,7 @@ class _Coordinates:
 
     @classmethod
     def at(cls, data: _Columns, theta: Tensor) -> _Coordinates:
-        """Those at a theta."""
+        """The coordinates at theta."""
         C = len(data.pieces[0])
         x0 = data.pieces[0]
         if data.is_vector:
@@ -283,7 +283,7 @@ class _Coordinates:
 
 
 def _minimise(data: _Columns, coordinates: _Coordinates, strength: float, start: Tensor, tolerance: float) -> Tensor:
-    """The minimum theta of the ridged, strictly convex loss, by L-BFGS, up to a slope along each axis of the ``tolerance``."""
+    """The minimum theta of the ridged, strictly convex loss, by L-BFGS, up to a slope of ``tolerance`` along each axis."""
     C, N = len(start), len(data.target)
     ridge = torch.full_like(start, 2 * strength * C / N)
     if not data.is_vector:
@@ -308,5 +308,5 @@ def _minimise(data: _Columns, coordinates: _Coordinates, strength: float, start:
         position.grad = left.T @ (gradient + penalty) @ right * unit
         return value + (penalty * theta).sum() / 2
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    optimizer.step(loss)  # type: ignore[no-untyped-call]  # untyped in torch
     return left @ (position.detach() * unit) @ right.T

@@ -18,19 +18,19 @@ from lightning_uq.functional.validation import check_integer, check_open_unit, c
 from lightning_uq.functional.weighted_metrics import take_columns, weighted_mean
 
 _ELEMENTS = 2**21
-"""Weights that the resampling holds in memory at a time, about."""
+"""Approximate number of weights that the resampling holds in memory at a time."""
 
 
 @dataclass(frozen=True)
 class ResampledMetric:
-    """One method's metric, and how it varies with the test rows: what :func:`resample_metric` returns.
+    """One method's metric and its variation over test rows, from :func:`resample_metric`.
 
     Attributes:
         values: The metric of each seed, [S].
         rows: The test rows.
-        resampled: The metric of each resample and seed, [R, S], or None where the interval needs no resamples.
-        losses: The numbers [N_s] per seed whose mean is the metric, or None for other metrics.
-        seed: Names the resamples.
+        resampled: The metric for each resample and seed, [R, S]; None if the interval needs no resamples.
+        losses: For a metric that is a mean: the numbers [N_s] per seed that are averaged. None for other metrics.
+        seed: Seed of the resamples.
     """
 
     values: Tensor
@@ -50,22 +50,22 @@ def resample_metric(
 ) -> ResampledMetric:
     """Compute a metric of one method for each seed, and for resampled test rows.
 
-    Each resample draws the distinct rows of each stratum with replacement, and weighs a row by how often it was drawn, in all seeds that it appears
-    in. Methods with equal ``rows`` and ``seed`` get the same resamples, so that :func:`metric_difference` can compare any two of them.
+    Each resample draws the distinct rows of each stratum with replacement. A row's weight is the number of times it was drawn, for all seeds in which
+    it appears. Methods with equal ``rows`` and ``seed`` get the same resamples, so that :func:`metric_difference` can compare any two of them.
 
-    From 5 seeds on, only strata whose rows are the same for all seeds are resampled. The spread over seeds shows how the metric varies with the others.
-    For :func:`~lightning_uq.functional.weighted_mean` without strata, nothing is: the rows tell its variance themselves.
+    With 5 seeds or more, only strata whose rows are the same for all seeds are resampled; for the others, the spread over seeds shows the variation.
+    :func:`~lightning_uq.functional.weighted_mean` without strata needs no resamples, because its variance follows from the rows themselves.
 
     Args:
-        metric: Takes a seed's vectors by their names and ``weights`` [R, N_s], float64 on the CPU, and returns a value for each resample, [R]; for
+        metric: Called with a seed's vectors by name and ``weights`` [R, N_s], float64 on the CPU; returns one value per resample, [R]. For
             instance :func:`~lightning_uq.functional.weighted_auroc`, or a ``functools.partial`` of it.
-        vectors: Numbers of the test rows, each [N_s], by the names of the arguments of ``metric``, for each seed.
-        rows: Which test rows these are.
-        num_resamples: Resamples. At 2,000 the half-width varies by 1.6 %.
-        seed: Names the resamples.
+        vectors: For each seed, vectors [N_s] over the test rows, by the names of the arguments of ``metric``.
+        rows: The test rows.
+        num_resamples: Number of resamples. With 2,000, the half-width varies by 1.6 %.
+        seed: Seed of the resamples.
 
     Raises:
-        InputError: Vectors do not fit ``rows``; the metric returns another shape, or NaN or infinity (an AUROC does if no row of one kind is drawn:
+        InputError: Vectors do not fit ``rows``; the metric returns another shape, NaN or infinity (an AUROC does if no row of one kind is drawn, so
             pass strata); or a number is out of range.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993); Davison & Hinkley, "Bootstrap Methods and their Application" (1997), section
@@ -109,29 +109,29 @@ def resample_metric(
 
 
 def metric_difference(a: ResampledMetric, b: ResampledMetric, *, level: float = 0.95) -> DifferenceInterval:
-    """The interval of a metric of A minus that of B, where test rows and seeds are both random.
+    """The interval for a metric of A minus that of B, where test rows and seeds are both random.
 
-    The variances over rows in :func:`~lightning_uq.functional.paired_difference` (r of the mean over seeds, and the mean of the seeds' own) are those over
-    the resamples, and everything else is as there. Only variances are taken from the resamples, not quantiles: a calibration error is biased upwards
-    in each resample, and quantiles would carry that into the interval. So the interval is symmetric, without a correction for skewness. N is the
+    The formula is that of :func:`~lightning_uq.functional.paired_difference`, with its variances over rows (r for the mean over seeds, and the mean of
+    the seeds' own) taken from the resamples. Only variances come from the resamples, not quantiles: a calibration error is biased upwards in each
+    resample, and quantiles would carry that bias into the interval. The interval is therefore symmetric, without a correction for skewness. N is the
     number of rows of the smallest stratum.
 
-    Below 5 seeds the interval holds for these networks alone (``over="rows"``), whether or not each seed splits the data anew.
+    With fewer than 5 seeds, the interval holds only for these networks (``over="rows"``), whether or not each seed splits the data anew.
 
-    From 5 seeds on, if each seed splits the data anew, the seeds' part s is that of :func:`~lightning_uq.functional.seed_difference`. The rows' part is
-    that of the strata whose rows are the same for all seeds, which the spread over seeds cannot show.
+    With 5 seeds or more, if each seed splits the data anew, the seeds' part s is that of :func:`~lightning_uq.functional.seed_difference`. The rows'
+    part then includes only strata whose rows are the same for all seeds, because the spread over seeds does not show their variation.
 
-    The interval is for the metric that is expected from as many rows. A calibration error from few rows is biased upwards, the more the better calibrated
-    a method is, and the interval does not remove that bias: ``benchmarks/seed_differences.md`` measures how much coverage it costs. Where two methods are
+    The interval is for the expected metric on the same number of rows. On few rows, a calibration error is biased upwards, and more so for better
+    calibrated methods. The interval does not remove that bias; ``benchmarks/seed_differences.md`` measures the loss of coverage. If two methods are
     nearly the same, the interval of an AUROC or a calibration error is too wide.
 
     Args:
         a: The metric of method A.
-        b: The same metric of method B, from the same rows and the same seed of resamples.
+        b: The same metric of method B, with the same rows and the same seed of resamples.
         level: Probability that the interval contains the difference.
 
     Raises:
-        InputError: The two have other rows, metrics or resamples; ``level`` is out of range; or ``rows`` have no ``num_train`` where it is needed.
+        InputError: The rows, metrics or resamples differ; ``level`` is out of range; or ``rows`` lack a required ``num_train``.
 
     Example:
         >>> from lightning_uq.functional import weighted_auroc
@@ -171,7 +171,7 @@ def _chunk_sizes(total: int, size: int) -> list[int]:
 
 
 def _resample(size: int, num_rows: int, members: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """How often each row is drawn, [size, U], from the rows of each stratum; one for rows of no stratum."""
+    """Number of times that each row is drawn, [size, U], from the rows of each stratum; 1 for rows outside all strata."""
     weights = torch.ones(size, num_rows, dtype=torch.float64)
     for stratum in members:
         drawn = torch.randint(len(stratum), (size, len(stratum)), generator=generator)
@@ -183,7 +183,7 @@ def _resample(size: int, num_rows: int, members: Sequence[Tensor], generator: to
 def _by_seed(
     metric: Callable[..., Tensor], vectors: Sequence[Mapping[str, Tensor]], weights: Sequence[Tensor]
 ) -> Tensor:
-    """The metric of each resample and seed, [R, S]."""
+    """The metric for each resample and seed, [R, S]."""
     values = []
     for one, seed_weights in zip(vectors, weights, strict=True):
         value, size = metric(**one, weights=seed_weights), len(seed_weights)

@@ -1,8 +1,8 @@
-r"""Mixtures of Gaussians: what an ensemble of regressors predicts, with equal weights, or a mixture density network.
+r"""Mixtures of Gaussians: the predictions of ensembles of regressors (equal weights) and of mixture density networks.
 
-All take component means and variances [Z, B, D] and work per element: the D target dimensions are independent given
-the index, and there may be further axes between B and D. Half precision is upcast to float32. Argument ``weights``, where there
-is one, holds the components' probabilities [Z, B, D]; without it they are equal.
+All functions take component means and variances [Z, B, D] and work elementwise: the D target dimensions are independent given the
+index, and further axes may lie between B and D. Half precision is upcast to float32. The optional argument ``weights`` holds the
+components' probabilities [Z, B, D]; the default is equal weights.
 """
 
 import math
@@ -18,7 +18,7 @@ def mixture_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [B, D] of the mixture.
 
     mu* = mean_z mu_z and sigma*^2 = mean_z sigma_z^2 + mean_z (mu_z - mu*)^2. The textbook form
-    mean(sigma^2 + mu^2) - mu*^2 is the same number and goes negative in float32 when |mu| is large.
+    mean(sigma^2 + mu^2) - mu*^2 is mathematically equal, but becomes negative in float32 for large |mu|.
 
     Source: Lakshminarayanan et al., arXiv 1612.01474.
 
@@ -32,7 +32,7 @@ def mixture_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_log_prob(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
-    """log N(value; mean, variance), elementwise, with its -log(2 pi)/2."""
+    """log N(value; mean, variance), elementwise, including the term -log(2 pi)/2."""
     mean, variance, value = upcast_together(mean, variance, value)
     return log_density((value - mean).square() / variance, variance.log())
 
@@ -55,10 +55,10 @@ def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor, weights: Tensor |
 
 
 def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor, weights: Tensor | None = None) -> Tensor:
-    """The value [B, D] with ``mixture_cdf(value) = level``, by bisection in float64 where the device has it.
+    """The value [B, D] with ``mixture_cdf(value) = level``, by bisection, in float64 if the device has it.
 
-    The quantile of a mixture lies between the least and the greatest of its components' quantiles, which bracket the
-    root; 64 halvings reach float64 resolution.
+    The quantile of a mixture lies between the smallest and the largest of its components' quantiles, which bracket the root; 64
+    halvings reach float64 resolution.
 
     Args:
         mean: Component means [Z, B, D].
@@ -85,7 +85,7 @@ def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor, weig
 def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Continuous ranked probability score of the mixture, elementwise [B, D], in the target's units; lower is better.
 
-    Closed form with A(m, s^2) = 2 s phi(m/s) + m (2 Phi(m/s) - 1), the mean of |N(m, s^2)|:
+    It has a closed form. With A(m, s^2) = 2 s phi(m/s) + m (2 Phi(m/s) - 1), the mean of |N(m, s^2)|:
     CRPS = mean_z A(y - mu_z, sigma_z^2) - 1/2 mean_{z,z'} A(mu_z - mu_z', sigma_z^2 + sigma_z'^2).
 
     Source: Grimit et al., Q. J. R. Meteorol. Soc. 132 (2006).
@@ -96,7 +96,7 @@ def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor, weights: Tensor
     """
     mean, variance, target = upcast_together(mean, variance, target)
     to_target = _average(_mean_absolute(target - mean, variance), weights)
-    # One row of the pair matrix at a time keeps memory at [Z, B, D].
+    # One row of the pair matrix at a time, which keeps memory at [Z, B, D].
     pairs = zip(mean, variance, strict=True)
     between = torch.stack([_average(_mean_absolute(m - mean, v + variance), weights) for m, v in pairs])
     return to_target - 0.5 * _average(between, weights)

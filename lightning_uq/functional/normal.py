@@ -1,4 +1,4 @@
-"""Log-densities of Gaussians, all from one formula."""
+"""Log-densities of Gaussians, computed by one formula."""
 
 import math
 
@@ -15,8 +15,8 @@ def log_density(squared_distance: Tensor, log_det: Tensor | float, dims: int = 1
 
     Args:
         squared_distance: d^2 = (y - mu)^T Sigma^-1 (y - mu), of any shape.
-        log_det: log |Sigma|, which broadcasts to it; the log-variance in one dimension.
-        dims: D; 0 leaves the constant out.
+        log_det: log |Sigma|, which broadcasts to ``squared_distance``; the log-variance in one dimension.
+        dims: D; 0 omits the constant.
 
     Example:
         >>> log_density(torch.tensor([0.0, 4.0]), 0.0)

@@ -1,8 +1,8 @@
-"""Detection of out-of-distribution inputs by a score, exactly and with ties.
+"""Detection of out-of-distribution inputs by a score, exact and with ties.
 
-All take a score [N], higher = more out of distribution, and ``is_ood`` [N] (bool, or 0 and 1). A detector is a threshold
-on the score, so rows with equal scores are always on the same side of it; that settles ties. Counts are integers, hence
-exact; each returns a float64 scalar, or NaN where one of the two kinds is missing.
+All functions take a score [N] (higher is more out of distribution) and ``is_ood`` [N] (bool, or 0 and 1). A detector is a threshold on
+the score, so rows with equal scores are always on the same side, which defines the treatment of ties. Counts are integers and so
+exact. Each function returns a float64 scalar, or NaN if one of the two kinds is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Positive = Literal["out", "in"]
 
 
 def check_detection(score: Tensor, is_ood: Tensor, *, validate: bool = True) -> tuple[Tensor, Tensor]:
-    """Scores and labels as checked vectors, the labels as bool.
+    """Check scores and labels, and return them as vectors, the labels as bool.
 
     Raises:
         InputError: A score is not floating point or NaN, the shapes differ or are not [N], or a label is neither 0 nor 1.
@@ -44,7 +44,7 @@ def check_detection(score: Tensor, is_ood: Tensor, *, validate: bool = True) -> 
     if validate:
         check_no_nan("score", score)
         if is_ood.dtype != torch.bool and bool(((is_ood != 0) & (is_ood != 1)).any()):
-            raise InputError("`is_ood` must hold 0 and 1 alone, but it holds other values.")
+            raise InputError("`is_ood` must hold only 0 and 1, but it holds other values.")
     return score, is_ood.bool()
 
 
@@ -56,8 +56,8 @@ def detection_counts(score: Tensor, is_positive: Tensor) -> tuple[Tensor, Tensor
         is_positive: Labels [N] of bool.
 
     Returns:
-        Two int64 tensors [T], one entry per distinct score: the true and the false positives among the rows that score
-        at least that much.
+        Two int64 tensors [T], one entry per distinct score: the numbers of true and false positives among the rows with at
+        least that score.
 
     Example:
         >>> detection_counts(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([True, True, False]))
@@ -93,7 +93,7 @@ def auroc(score: Tensor, is_ood: Tensor) -> Tensor:
 
 
 def auroc_of_counts(true: Tensor, false: Tensor) -> Tensor:
-    """The area under the ROC curve, [...], of cumulative counts [..., T], as :func:`detection_counts` gives them."""
+    """The area under the ROC curve, [...], from cumulative counts [..., T] of :func:`detection_counts`."""
     true, false = (widen(count) for count in _with_origin(true, false))
     return torch.trapezoid(true, false) / (true[..., -1] * false[..., -1])
 
@@ -109,13 +109,13 @@ def roc_curve(score: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average_precision(score: Tensor, is_ood: Tensor, positive: Positive = "out") -> Tensor:
-    """Average precision, sum_t (R_t - R_{t-1}) P_t over the distinct thresholds: the step-wise area, no interpolation.
+    """Average precision, sum_t (R_t - R_{t-1}) P_t over the distinct thresholds: the step-wise area, without interpolation.
 
     Args:
         score: Scores [N].
         is_ood: Labels [N].
-        positive: Which kind is to be found. "out" ranks by the score; "in" asks how well in-distribution rows are found
-            by a low score. The two numbers are not comparable: their chance level is the share of the positive kind.
+        positive: The kind to detect. "out" ranks by the score; "in" measures how well in-distribution rows are found by a low
+            score. The two values are not comparable: their chance level is the share of the positive kind.
 
     Returns:
         A scalar in [0, 1].
@@ -131,12 +131,10 @@ def average_precision(score: Tensor, is_ood: Tensor, positive: Positive = "out")
 
 
 def average_precision_of_counts(true: Tensor, false: Tensor) -> Tensor:
-    """The average precision, [...], of cumulative counts [..., T], as :func:`detection_counts` gives them."""
+    """The average precision, [...], from cumulative counts [..., T] of :func:`detection_counts`."""
     true, false = (widen(count) for count in _with_origin(true, false))
     both = true + false
-    precision = (
-        true[..., 1:] / torch.where(both > 0, both, 1)[..., 1:]
-    )  # with weights, the first rows may count as none
+    precision = true[..., 1:] / torch.where(both > 0, both, 1)[..., 1:]  # the first rows may have weight 0
     value: Tensor = (true.diff() * precision).sum(-1) / true[..., -1]
     return torch.where(false[..., -1] > 0, value, torch.nan)
 
@@ -154,23 +152,22 @@ def _precision_counts(score: Tensor, is_ood: Tensor, positive: Positive) -> tupl
 
 
 def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Positive = "in") -> Tensor:
-    """False positive rate of the strictest threshold that finds at least a share ``tpr`` of the positive kind.
+    """False positive rate of the strictest threshold with a true positive rate of at least ``tpr``.
 
-    Two numbers go by the name of FPR95, and they differ:
+    Two different metrics are called FPR95:
 
-    - ``positive="in"``: a row is accepted as in-distribution where score <= t. t is the smallest
-      threshold that accepts at least ``tpr`` of the in-distribution rows; returned is the share of out-of-distribution
-      rows accepted with them.
-    - ``positive="out"``: a row is flagged where score >= t. t is the largest threshold that flags at least ``tpr`` of the
-      out-of-distribution rows; returned is the share of in-distribution rows flagged with them.
+    - ``positive="in"``: a row is accepted as in-distribution if score <= t. t is the smallest threshold that accepts at least
+      ``tpr`` of the in-distribution rows. The result is the share of out-of-distribution rows that it accepts.
+    - ``positive="out"``: a row is flagged if score >= t. t is the largest threshold that flags at least ``tpr`` of the
+      out-of-distribution rows. The result is the share of in-distribution rows that it flags.
 
-    Rows tied at t are accepted (flagged) together. See :class:`~lightning_uq.metrics.OODFPR95` for who reports which.
+    Rows tied at t are accepted (flagged) together. :class:`~lightning_uq.metrics.OODFPR95` lists who reports which metric.
 
     Args:
         score: Scores [N].
         is_ood: Labels [N].
-        tpr: The share to be found, in (0, 1).
-        positive: Which kind is to be found, "in" or "out".
+        tpr: Required true positive rate, in (0, 1).
+        positive: The kind to detect, "in" or "out".
 
     Returns:
         A scalar in [0, 1]; lower is better.
@@ -192,10 +189,10 @@ def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Posit
 
 
 def fpr_of_counts(true: Tensor, false: Tensor, tpr: float) -> Tensor:
-    """The false positive rate, [...], of cumulative counts [..., T], as :func:`detection_counts` gives them."""
+    """The false positive rate, [...], from cumulative counts [..., T] of :func:`detection_counts`."""
     true, false = _with_origin(true, false)
-    # Shares are compared as float64, so that 19 of 20 is 95 %; tpr * total would be rounded either way.
+    # Shares are compared in float64, so that 19 of 20 is exactly 95 %; tpr * total could be rounded up or down.
     found = to_float64(true) / to_float64(true[..., -1:])
-    threshold = (found < tpr).sum(-1, keepdim=True).to(false.device)  # 0 where there is no positive row
+    threshold = (found < tpr).sum(-1, keepdim=True).to(false.device)  # 0 if there is no positive row
     rate = widen(false.gather(-1, threshold)[..., 0]) / false[..., -1]
     return torch.where(true[..., -1] > 0, rate, torch.nan)

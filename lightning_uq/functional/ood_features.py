@@ -1,7 +1,7 @@
 """Out-of-distribution scores that need more than logits: generalised entropy, nearest neighbours, virtual-logit matching.
 
-Of every one, higher means further out, as in :mod:`lightning_uq.functional.scores`. What a score is fitted to is the
-training distribution alone.
+For all of them, higher means further out, as in :mod:`lightning_uq.functional.scores`. They are fitted only to the training
+distribution.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _CHUNK_ELEMENTS = 2**24
 def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     """Generalised entropy sum_m p_m^gamma (1 - p_m)^gamma over the ``top`` largest of the mean probabilities.
 
-    A small gamma listens to small deviations from certainty; leaving out the tail keeps the noise of many classes out.
+    A small gamma responds to small deviations from certainty. Leaving out the tail reduces the noise of many classes.
 
     Args:
         logits: Member logits [Z, B, C] (or [Z, B, C, ...]).
-        gamma: In (0, 1).
-        top: How many classes to sum over; all where there are fewer.
+        gamma: Exponent in (0, 1).
+        top: Number of classes in the sum; all if there are fewer.
 
     Returns:
         [B] (or [B, ...]).
 
     Raises:
-        InputError: ``logits`` are not as above, or an argument is out of range.
+        InputError: ``logits`` have another shape, or an argument is out of range.
 
     Source: Liu et al., CVPR 2023.
 
@@ -47,7 +47,7 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     check_open_unit("gamma", gamma)
     check_integer("top", top, 1)
     log_probs = mean_log_probs(logits)
-    # 1 - p of the most probable class is the others' sum: a difference would round to 0 for rows of unequal certainty.
+    # For the most probable class, 1 - p is the sum of the others: a difference would round to 0 for different confident rows.
     others = log_probs.scatter(1, log_probs.argmax(1, keepdim=True), -torch.inf)
     log_probs = log_probs.topk(min(top, log_probs.shape[1]), 1).values
     first = log_mean_exp(others.movedim(1, 0)) + math.log(others.shape[1])
@@ -56,10 +56,10 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
 
 
 class NeighborBank(NamedTuple):
-    """Training features in which neighbours are looked for, in float64.
+    """Training features among which neighbours are searched, in float64.
 
     Attributes:
-        rows: The features [M, D], of length 1 with ``normalize``, less ``center``.
+        rows: The features [M, D] minus ``center``; of length 1 with ``normalize``.
         squares: Their squared lengths [M].
         center: The features' mean [D].
         normalize: Whether features are scaled to length 1.
@@ -72,7 +72,7 @@ class NeighborBank(NamedTuple):
 
 
 def neighbor_bank(features: Tensor, normalize: bool = True) -> NeighborBank:
-    """Prepare training features [M, D] for :func:`neighbor_distance`; on the CPU if their device has no float64.
+    """Prepare training features [M, D] for :func:`neighbor_distance`, on the CPU if their device has no float64.
 
     Example:
         >>> neighbor_bank(torch.tensor([[2.0, 0.0], [0.0, 2.0]])).center
@@ -82,42 +82,42 @@ def neighbor_bank(features: Tensor, normalize: bool = True) -> NeighborBank:
     rows = to_float64(features)
     if normalize:
         rows = unit_rows(rows)
-    center = rows.nan_to_num(0.0, 0.0, 0.0).mean(0)  # any point will do: it takes away what the rows have in common
+    center = rows.nan_to_num(0.0, 0.0, 0.0).mean(0)  # any point works; it removes what the rows have in common
     rows = rows - center
     return NeighborBank(rows, rows.square().sum(1), center, normalize)
 
 
 def neighbor_distance(features: Tensor, bank: NeighborBank, k: int) -> Tensor:
-    """:func:`knn_distance` to features that were prepared: [N, D] -> [N] in float64, on the bank's device."""
+    """:func:`knn_distance` to prepared features: [N, D] -> [N] in float64, on the bank's device."""
     _check_features(features, len(bank.center))
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(bank.rows):
         raise InputError(f"`k` must be an integer from 1 to the {len(bank.rows)} rows of `bank`, but it is {k!r}.")
     rows = (features if wide_dtype(features.device) == torch.float64 else features.cpu()).to(bank.rows)
     rows = (unit_rows(rows) if bank.normalize else rows) - bank.center
     distances = [rows.new_empty(0)]
-    # A loop over an unknown number of parts is no graph.
+    # A graph cannot hold a loop over an unknown number of parts.
     in_graph = torch.compiler.is_compiling()
     for part in (rows,) if in_graph else torch.split(rows, max(1, _CHUNK_ELEMENTS // len(bank.rows))):
-        # The expanded square |b|^2 - 2 a.b ranks at the speed of a product, by less than twice the time of one in float32. It cancels
-        # to eps |a|^2 of float64, which is below what rounding to float32 has done to the features, however far apart they lie.
-        # The distance itself is taken without it.
+        # The expanded square |b|^2 - 2 a.b ranks at the speed of a matrix product, in less than twice the time of float32. It cancels to
+        # eps |a|^2 of float64, which is smaller than the features' own rounding to float32, however far apart they are. The distance
+        # itself is computed without it.
         ranked = torch.addmm(bank.squares, part.detach(), bank.rows.T, alpha=-2).topk(k, 1, largest=False)
         distances.append((part - bank.rows[ranked.indices[:, -1]]).norm(dim=1))
-    # A length that overflows the features' own dtype raises the alarm, though float64 holds it.
+    # A length that overflows the features' own dtype must raise the alarm, even though float64 can hold it.
     return infinite_where_bad(torch.cat(distances), unit_rows(upcast(features)).to(rows.device))
 
 
 def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = True) -> Tensor:
-    """Euclidean distance to the ``k``-th nearest of the training features.
+    """Euclidean distance to the ``k``-th nearest training feature.
 
-    Neighbours are ranked in float64, so that features of float32 that have a large part in common keep their digits. Among features of
-    float64, neighbours closer than 1e-7 of their distance from the mean of ``bank`` are not told apart.
+    Neighbours are ranked in float64, so that float32 features with a large common part keep their digits. Float64 features closer than
+    1e-7 of their distance from the mean of ``bank`` are not distinguished.
 
     Args:
         features: [N, D].
         bank: Training features [M, D].
-        k: Which neighbour; a row that is itself in ``bank`` is its own first.
-        normalize: Scale every feature vector to length 1 first, as the paper does; a zero vector stays one.
+        k: Rank of the neighbour; a row that is itself in ``bank`` is its own first neighbour.
+        normalize: Whether to scale every feature vector to length 1 first, as in the paper; a zero vector stays zero.
 
     Returns:
         [N], in at least float32; plus infinity for a row whose length is not finite.
@@ -137,7 +137,7 @@ def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = 
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Features [..., D] scaled to length 1; a zero vector stays one, and one whose length overflows becomes NaN.
+    """Features [..., D] scaled to length 1. A zero vector stays zero, and a vector whose length overflows becomes NaN.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, 3e38]]))
@@ -153,9 +153,9 @@ class VimFit(NamedTuple):
     """A fitted virtual logit, in float64.
 
     Attributes:
-        origin: The point [D] at which the last layer gives equal logits, as nearly as it can.
-        residual: An orthonormal basis [D, D - dim] of what training features hardly occupy.
-        alpha: What brings residual norms to the size of logits, a scalar.
+        origin: The point [D] at which the logits of the last layer are as equal as possible.
+        residual: An orthonormal basis [D, D - dim] of the directions in which training features hardly vary.
+        alpha: Factor that scales residual norms to the size of logits, a scalar.
     """
 
     origin: Tensor
@@ -164,9 +164,9 @@ class VimFit(NamedTuple):
 
 
 def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None, dim: int | None = None) -> VimFit:
-    """Fit the principal subspace of training features, and the scale of a logit made of what lies outside it.
+    """Fit the principal subspace of training features, and the scale of a logit computed from the part outside of it.
 
-    With the origin o = -W^+ b and R the D - ``dim`` least eigenvectors of mean (f - o)(f - o)^T,
+    With the origin o = -W^+ b and R the eigenvectors of mean (f - o)(f - o)^T with the D - ``dim`` smallest eigenvalues,
 
         alpha = mean max_c l_c / mean |R^T (f - o)|.
 
@@ -175,14 +175,14 @@ def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | Non
         logits: Its outputs [N, C].
         weight: Its weight [C, D].
         bias: Its bias [C], or None.
-        dim: Dimension of the principal subspace, from 1 to D - 1; by default, as in the paper, 1000 from D = 2048, else 512
-            from D = 768, else D / 2.
+        dim: Dimension of the principal subspace, from 1 to D - 1. Default, as in the paper: 1000 for D >= 2048, 512 for D >= 768,
+            otherwise D / 2.
 
     Returns:
         The fit, for :func:`vim_score`.
 
     Raises:
-        InputError: Shapes do not fit, or the features leave nothing outside the subspace.
+        InputError: Shapes do not fit, or the features do not vary outside the subspace.
 
     Source: Wang et al., CVPR 2022 (arXiv 2203.10807).
 
@@ -226,15 +226,15 @@ def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
-    """alpha |R^T (f - o)| - logsumexp_c l_c: the virtual logit less the free energy of the others.
+    """alpha |R^T (f - o)| - logsumexp_c l_c: the virtual logit plus the free energy of the real logits.
 
     Args:
         features: [N, D].
         logits: [N, C].
-        fit: What :func:`fit_vim` returned.
+        fit: The result of :func:`fit_vim`.
 
     Returns:
-        [N] in float64; plus infinity for a row that is not finite.
+        [N] in float64; plus infinity for a non-finite row.
     """
     _check_features(features, len(fit.origin))
     virtual: Tensor = fit.alpha * ((to_float64(features) - fit.origin) @ fit.residual).norm(dim=1)

@@ -1,7 +1,7 @@
 """Intervals for the difference of two methods that were trained with the same seeds and tested on the same rows.
 
-The difference at seed s and row i is taken to be d_si = mu + a_s + b_i + e_si, with random seeds, rows and interactions; mu is wanted. Readers who
-judge the same cases make the same design in radiology, from where the variance comes.
+The model of the difference at seed s and row i is d_si = mu + a_s + b_i + e_si, with random seeds, rows and interactions; mu is estimated. The
+same design occurs in radiology, where several readers judge the same cases, and the variance formula comes from there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class DifferenceInterval:
         difference: The estimate.
         lower: Lower end of the interval.
         upper: Upper end of the interval.
-        over: What the interval generalises to. ``"rows and seeds"``: other test rows and other seeds. ``"rows"``: other test rows for these trained
-            networks. ``"seeds"``: other seeds for these test rows.
+        over: The population that the interval refers to. ``"rows and seeds"``: other test rows and other seeds. ``"rows"``: other test rows for
+            these trained networks. ``"seeds"``: other seeds for these test rows.
 
     Example:
         >>> DifferenceInterval(0.2, 0.1, 0.3, over="rows").rows_only
@@ -43,7 +43,7 @@ class DifferenceInterval:
 
     @property
     def rows_only(self) -> bool:
-        """Whether the interval ignores that other seeds give other networks."""
+        """Whether the interval ignores the variation between networks of different seeds."""
         return self.over == "rows"
 
     @classmethod
@@ -54,7 +54,7 @@ class DifferenceInterval:
         over: Literal["rows and seeds", "rows", "seeds"],
         bound: float | None = None,
     ) -> DifferenceInterval:
-        """The interval of a half-width on both sides of the estimate, both scalars, as far as it lies in [-bound, bound]."""
+        """The interval of a half-width on both sides of the estimate, both scalars, clipped to [-bound, bound]."""
         centre, half = float(difference), float(half_width)
         lower, upper = centre - half, centre + half
         return (
@@ -71,48 +71,48 @@ def paired_difference(
     rows: SeedRows | None = None,
     level: float = 0.95,
 ) -> DifferenceInterval:
-    """The interval of the mean loss of A minus that of B, where test rows and seeds are both random.
+    """The interval for the mean loss of A minus that of B, where test rows and seeds are both random.
 
     With d_si the difference at seed s and row i, the variance of the mean over all of them is
 
         V = s + max(r - w, 0),    s = Var_s(d_s.) / S,    r = Var_i(d_.i) / N,    w = MSE / (S N).
 
-    s is the seeds' part and r the rows' part. Both contain the interaction, so its share w (from the residuals' mean square MSE) is taken off once. The
-    half-width is sqrt(V) times the quantile of a t distribution, with the degrees of freedom of Welch and Satterthwaite,
+    s is the seeds' part and r the rows' part. Both contain the interaction, so its share w (from the residuals' mean square MSE) is subtracted once.
+    The half-width is sqrt(V) times the quantile of a t distribution, with the degrees of freedom of Welch and Satterthwaite,
     V^2 / (s^2 / (S - 1) + max(r - w, 0)^2 / (N - 1)).
 
-    Below 5 seeds, Var_s is too uncertain: V = r with N - 1 degrees of freedom, which holds for these networks alone (``over="rows"``).
+    With fewer than 5 seeds, Var_s is too uncertain: V = r with N - 1 degrees of freedom, which holds only for these networks (``over="rows"``).
 
-    If rows are skewed, the t quantile is too small. It is multiplied by 1 + x / (1 + x), where x = c^2 (z^2 - 1) (z^2 + 3) / 18 with the normal quantile
-    z and the skewness c of the mean. For small x and rows alone, this is the symmetric bootstrap-t interval up to terms of higher order, without its
-    resampling. For large x, which a single row makes, that expansion is far too wide, and the factor stays below 2.
+    For skewed rows, the t quantile is too small. It is multiplied by 1 + x / (1 + x), where x = c^2 (z^2 - 1) (z^2 + 3) / 18 with the normal quantile
+    z and the skewness c of the mean. For small x and rows only, this is the symmetric bootstrap-t interval up to terms of higher order, without its
+    resampling. For a large x, which can come from a single row, that expansion is far too wide, and the factor stays below 2.
 
-    Where all losses are 0 or 1, the variance over rows counts two more rows, with the differences 1 / sqrt(S) and -1 / sqrt(S). Otherwise methods that
-    are wrong on the same few rows would have an interval of no width. The estimate stays as it is, and the interval within [-1, 1].
+    If all losses are 0 or 1, the variance over rows includes two additional rows, with the differences 1 / sqrt(S) and -1 / sqrt(S). Otherwise the
+    interval of methods that are wrong on the same few rows would have width 0. The estimate is unchanged, and the interval is clipped to [-1, 1].
 
-    Below about 100 rows, skewed losses are covered less often than ``level`` says, because a rare large loss may not be among the rows.
+    With fewer than about 100 rows, intervals of skewed losses cover less often than ``level``, because a rare large loss may not be among the rows.
 
-    All networks of one method have the same training set, and nothing here says how results would vary with it, unless each seed splits the data anew.
-    ``rows`` tells so, and from 5 seeds on, the interval is that of :func:`seed_difference` for the means over each split's test rows. Below 5 seeds it
-    holds for these networks alone: see :func:`~lightning_uq.functional.half_widths.resplit_half_width`.
+    Unless each seed splits the data anew, all networks of a method have the same training set, and the interval says nothing about other training
+    sets. ``rows`` shows whether the data are split anew. If so, and with 5 seeds or more, the interval is that of :func:`seed_difference` for the means over
+    each split's test rows. With fewer seeds it holds only for these networks: see :func:`~lightning_uq.functional.half_widths.resplit_half_width`.
 
-    Rows must be independent: for maps, a row is an image and its loss the mean over the positions.
+    Rows must be independent: for maps, a row is an image, and its loss is the mean over the positions.
 
     Args:
-        losses_a: Losses [S, N] of method A: seeds, test rows. Errors (0 or 1) may be bool. With ``rows``, also a list of losses [N_s].
+        losses_a: Losses [S, N] of method A, by seed and test row. Errors (0 or 1) may be bool. With ``rows``, also a list of losses [N_s].
         losses_b: Losses of method B, with the same seeds and rows.
-        rows: Which test rows each seed has, in the order of the losses; None if they are the same in the same order. The ids decide whether seeds split
-            the data anew.
+        rows: The test rows of each seed, in the order of the losses; None if all seeds have the same rows in the same order. The ids show whether the
+            seeds split the data anew.
         level: Probability that the interval contains the difference.
 
     Returns:
-        The interval. It is [0, 0] where all losses are equal, unless all are 0 or 1.
+        The interval. It is [0, 0] if all losses are equal, unless all are 0 or 1.
 
     Raises:
-        InputError: Losses are not finite [S, N] of one shape, N < 2, ``level`` is out of range, ``rows`` are others, or have no ``num_train`` where
-            it is needed.
+        InputError: Losses are not finite [S, N] of one shape, N < 2, ``level`` is out of range, ``rows`` do not fit, or they lack a required
+            ``num_train``.
 
-    Source: Hillis, Statistics in Medicine 26 (2007) 596, whose degrees of freedom leave out the term in N - 1; Hall, "The Bootstrap and Edgeworth
+    Source: Hillis, Statistics in Medicine 26 (2007) 596, whose degrees of freedom omit the term in N - 1; Hall, "The Bootstrap and Edgeworth
     Expansion" (1992), section 2.5, for the skewness; Bonett & Price, Journal of Educational and Behavioral Statistics 37 (2012) 479, for the two rows.
     ``benchmarks/seed_differences.md`` measures the coverage.
 
@@ -149,12 +149,12 @@ def paired_difference(
 
 
 def _bound(losses: Sequence[Tensor]) -> float | None:
-    """The largest difference of a row that is known without the data: 1 if all losses are 0 or 1."""
+    """The largest possible difference of a row that is known in advance: 1 if all losses are 0 or 1."""
     return 1.0 if all(bool(((one == 0) | (one == 1)).all()) for one in losses) else None
 
 
 def _crossed(differences: Tensor, level: float, bound: float | None) -> DifferenceInterval:
-    """The interval for differences [S, N] of the same rows for all seeds."""
+    """The interval for differences [S, N] with the same rows for all seeds."""
     over: Literal["rows and seeds", "rows"] = "rows and seeds" if len(differences) >= MIN_SEEDS else "rows"
     return DifferenceInterval.around(differences.mean(), crossed_half_width(differences, level, bound), over, bound)
 
@@ -183,22 +183,22 @@ def seed_difference(
 ) -> DifferenceInterval:
     """The t interval of a metric's mean difference A - B over seeds, from one value per seed.
 
-    The half-width is t_{S-1} sqrt(v Var_s(d_s)). With one test set for all seeds, v = 1 / S; the interval then holds for these test rows alone
-    (``over="seeds"``), since values per seed do not tell how they vary with the rows.
+    The half-width is t_{S-1} sqrt(v Var_s(d_s)). With one test set for all seeds, v = 1 / S. The interval then holds only for these test rows
+    (``over="seeds"``), since one value per seed does not show the variation over rows.
 
-    If each seed splits the same data anew, the splits share rows and their differences are correlated. For that the corrected resampled t test has
-    v = 1 / S + num_test / num_train. This is right where one method is better on the same rows after each training, and too wide where the difference
-    comes from the noise of the training. No number of splits makes the interval arbitrarily short.
+    If each seed splits the same data anew, the splits share rows, and their differences are correlated. The corrected resampled t test therefore uses
+    v = 1 / S + num_test / num_train. This is correct if one method is better on the same rows after each training, and too wide if the difference comes
+    from training noise. No number of splits makes the interval arbitrarily short.
 
     Args:
         values_a: Values [S] of method A.
         values_b: Values [S] of method B, with the same seeds (and splits).
         level: Probability that the interval contains the difference.
-        num_test: Test rows of each split, if each seed has its own; a mean where splits differ in size.
-        num_train: Training rows of each split.
+        num_test: Number of test rows of each split, if each seed has its own; their mean if splits differ in size.
+        num_train: Number of training rows of each split.
 
     Raises:
-        InputError: Values are not finite [S] of one length of at least 2, only one of the sizes is given, or ``level`` or a size is out of range.
+        InputError: Values are not finite [S] of the same length of at least 2, only one of the sizes is given, or ``level`` or a size is out of range.
 
     Source: Nadeau & Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003) 239.
 
@@ -228,14 +228,14 @@ def seed_difference(
 
 
 def _checked(name: str, a: object, b: object, axes: str) -> tuple[Tensor, Tensor]:
-    """Both in float64, after a look at shapes and values."""
+    """Check shapes and values, and return both in float64."""
     x, y = (_numbers(f"{name}_{side}", values, axes) for side, values in (("a", a), ("b", b)))
     check_shape(f"{name}_b", y, x.shape, advice=f"`{name}_a` and `{name}_b` need the same seeds in the same order.")
     return x, y
 
 
 def _numbers(name: str, values: object, axes: str) -> Tensor:
-    """Finite real numbers in float64."""
+    """Check for finite real numbers, and return them in float64."""
     if not isinstance(values, Tensor):
         raise InputError(f"`{name}` must be a tensor {axes}, but it is {describe(values)}.")
     if values.ndim != axes.count(",") + 1 or not values.numel() or values.is_complex():
@@ -244,7 +244,7 @@ def _numbers(name: str, values: object, axes: str) -> Tensor:
     if not bool(values.isfinite().all()):
         num = int((~values.isfinite()).sum())
         raise InputError(
-            f"`{name}` must be finite, but {num} of {values.numel()} numbers are infinite or NaN. A mean over them says nothing: bound the"
+            f"`{name}` must be finite, but {num} of {values.numel()} numbers are infinite or NaN, so their mean is meaningless. Bound the"
             " probabilities away from 0, or compare another metric."
         )
     return values

@@ -1,4 +1,4 @@
-"""The probability integral transform (PIT): uniform on [0, 1] where a predicted distribution is calibrated."""
+"""The probability integral transform (PIT), which is uniform on [0, 1] for calibrated predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_uq.functional.precision import widen
 
 
 def pit_counts(integral: Tensor, num_bins: int, known: Tensor | None = None) -> Tensor:
-    """How many probability integrals P(Y <= y) fall into each of equal bins of [0, 1].
+    """Number of probability integrals P(Y <= y) in each of equal bins of [0, 1].
 
     Args:
         integral: Probability integrals of the targets, of any shape.
@@ -31,10 +31,10 @@ def pit_counts(integral: Tensor, num_bins: int, known: Tensor | None = None) -> 
 
 
 def pit_distance(counts: Tensor) -> Tensor:
-    """Distance of a PIT histogram from the uniform one: half the sum over bins of |share - 1 / bins|.
+    """Distance between a PIT histogram and the uniform one: half the sum over bins of |share - 1 / bins|.
 
     Returns:
-        A scalar in [0, 1), the total variation distance; NaN without a target.
+        A scalar in [0, 1), the total variation distance; NaN without targets.
 
     Source: Gneiting et al., JRSS B 69 (2007), for the histogram.
 

@@ -1,9 +1,9 @@
-"""The dtypes that numbers are widened to, for devices with and without float64.
+"""The wider dtypes of computations, for devices with and without float64.
 
-- :func:`upcast` for what is computed for each sample: half precision becomes float32.
-- :func:`widen` for sums over a data set, for tails of distributions and for differences that cancel: float64, or float32 on a
-  device without it.
-- :func:`to_float64` for fits that float32 cannot give: float64 on any device, if need be on the CPU.
+- :func:`upcast` for values of single samples: half precision becomes float32.
+- :func:`widen` for sums over a data set, tails of distributions and differences that cancel: float64, or float32 on a
+  device without float64.
+- :func:`to_float64` for fits that need more than float32: float64 for any device, on the CPU if necessary.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def upcast_together(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in one dtype: float64 if one of them is, else float32.
+    """The tensors in a common dtype: float64 if one of them is float64, otherwise float32.
 
     Example:
         >>> [x.dtype for x in upcast_together(torch.zeros(1).half(), torch.zeros(1).double())]
@@ -69,7 +69,7 @@ def to_float64(x: Tensor) -> Tensor:
 
 
 def to_wide_device(x: Tensor) -> Tensor:
-    """``x`` without its graph, on the CPU if its device has no float64: its rows can be widened one part at a time.
+    """``x`` without its graph, on the CPU if its device has no float64, so that parts of it can be widened in turn.
 
     Example:
         >>> to_wide_device(torch.ones(1, requires_grad=True))
@@ -80,7 +80,7 @@ def to_wide_device(x: Tensor) -> Tensor:
 
 
 def move_only(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``x`` on the device of ``fn(x)``, in its own dtype: what an ``_apply`` gives for buffers that keep their precision.
+    """``x`` on the device of ``fn(x)``, in its own dtype; for the ``_apply`` of buffers that keep their precision.
 
     A float64 tensor becomes float32 on a device without float64.
 
@@ -90,7 +90,7 @@ def move_only(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     try:
         moved = fn(x)
-    except TypeError:  # how torch refuses to move float64 to a device without it
+    except TypeError:  # raised by torch for float64 on a device that does not support it
         if x.dtype != torch.float64:
             raise
         return fn(x.float())
@@ -100,7 +100,7 @@ def move_only(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def move_wide(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``x`` on the device of ``fn(x)``, in float64 as it is: it stays where it is if that device has no float64.
+    """``x`` on the device of ``fn(x)``, but still in float64. It is not moved if that device has no float64.
 
     Example:
         >>> move_wide(torch.Tensor.half, torch.zeros(1, dtype=torch.float64)).dtype
@@ -108,7 +108,7 @@ def move_wide(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     try:
         moved = fn(x)
-    except TypeError:  # how torch refuses to move float64 to a device without it
+    except TypeError:  # raised by torch for float64 on a device that does not support it
         return x
     if moved.dtype == x.dtype:
         return moved

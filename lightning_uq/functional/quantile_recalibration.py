@@ -1,7 +1,7 @@
-"""Recalibration of predicted distributions: one monotone map per target from predicted probabilities to frequencies among held-out rows.
+"""Recalibration of predicted distributions: one monotone map per target, from predicted probabilities to frequencies among held-out rows.
 
-Knots are [2, D, K]: predicted probabilities u and calibrated ones v, both from 0 to 1 and increasing along K. The map is linear between
-them, so a calibrated density is the predicted one times the slope, which is positive and finite.
+Knots are [2, D, K]: predicted probabilities u and calibrated probabilities v, both increasing from 0 to 1 along K. The map is linear
+between knots, so a calibrated density is the predicted one times the slope, which is positive and finite.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from lightning_uq.functional.components import Components
 from lightning_uq.functional.precision import to_float64, widen
 
 LEAST = 1e-9
-"""Probabilities below it, or above 1 - it, count as it: beyond, they are rounding errors of 1 - u."""
+"""Probabilities are clipped to this distance from 0 and 1, because closer ones are dominated by rounding of 1 - u."""
 MIN_ROWS = 10
-"""Rows between two knots, at least."""
+"""Minimum number of rows between two knots."""
 
 
 def fit_recalibration(integral: Tensor) -> Tensor:
-    """The map of each target from predicted probabilities to frequencies.
+    """Fit each target's map from predicted probabilities to frequencies.
 
-    The isotonic regression of the empirical frequency of {P(Y <= y) <= u} on u is the empirical distribution function itself, which jumps
-    at each row. Here it is read at a few knots: at about N^(1/3) equal steps of the frequency, and at its halves, quarters, eighths and so on
-    towards 0 and 1, as long as ten rows lie between two knots. Equal probabilities share a knot in the middle of their step. Below
-    twenty rows the map is the identity.
+    The isotonic regression on u of the empirical frequency of {P(Y <= y) <= u} is the empirical distribution function itself, which jumps
+    at each row. Here it is evaluated at a few knots: at about N^(1/3) equal steps of the frequency, and at the frequencies 1/2, 1/4, 1/8 and so
+    on, towards 0 and likewise towards 1, as long as ten rows lie between two knots. Equal probabilities share a knot in the middle of their
+    step. With fewer than twenty rows, the map is the identity.
 
     Args:
-        integral: Probability integrals P(Y <= y) [N, ..., D] of held-out targets; NaN where a target is missing.
+        integral: Probability integrals P(Y <= y) [N, ..., D] of held-out targets; NaN marks missing targets.
 
     Returns:
         Knots [2, D, K] in float64; a target with fewer knots than K repeats its last one.
 
     Raises:
-        InputError: A target is never known.
+        InputError: One of the targets is never known.
 
     Source: Kuleshov, Fenner & Ermon, ICML 2018 (arXiv 1807.00263).
 
@@ -68,7 +68,7 @@ def fit_recalibration(integral: Tensor) -> Tensor:
 
 
 def _levels(num: int) -> Tensor:
-    """The frequencies [K] in (0, 1) at which knots lie, of so many rows."""
+    """The frequencies [K] in (0, 1) at which knots lie, for this number of rows."""
     steps = int(num ** (1 / 3))
     lower = {0.5, *(i / steps for i in range(1, steps)), *(2.0**-i for i in range(1, 60))}
     kept = [1.0]
@@ -80,7 +80,7 @@ def _levels(num: int) -> Tensor:
 
 
 def _empirical_quantiles(values: Tensor, levels: Tensor) -> Tensor:
-    """Quantiles [K] of values [N], linear between two values; `torch.quantile` takes no more than 2^24."""
+    """Quantiles [K] of values [N], with linear interpolation; `torch.quantile` is limited to 2^24 values."""
     ordered = values.sort().values
     place = levels * (len(values) - 1)
     left = place.long()
@@ -88,7 +88,7 @@ def _empirical_quantiles(values: Tensor, levels: Tensor) -> Tensor:
 
 
 def recalibrate(integral: Tensor, knots: Tensor, axis: int = -1) -> tuple[Tensor, Tensor]:
-    """The calibrated probabilities of predicted ones, and the slope of the map there; NaN stays NaN.
+    """Map predicted probabilities to calibrated ones, and return the slope of the map too. NaN stays NaN.
 
     Args:
         integral: Predicted probabilities [..., D, ...].
@@ -107,7 +107,7 @@ def recalibrate(integral: Tensor, knots: Tensor, axis: int = -1) -> tuple[Tensor
 
 
 def uncalibrated_levels(level: float | Tensor, knots: Tensor) -> Tensor:
-    """The predicted probabilities [D], or [D, L], that the map takes to a level, or to levels [L]: its inverse. In float64.
+    """The inverse of the map: the predicted probabilities [D], or [D, L], for a calibrated level, or levels [L]. In float64.
 
     Example:
         >>> knots = torch.tensor([[[0.0, 0.5, 1.0]], [[0.0, 0.2, 1.0]]])
@@ -121,19 +121,19 @@ def uncalibrated_levels(level: float | Tensor, knots: Tensor) -> Tensor:
 
 
 def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [D, n] at x [D, n] of the lines through knots and values [D, K], and their slopes."""
+    """Piecewise linear interpolation at x [D, n] between knots and values [D, K]: values [D, n] and slopes."""
     if torch.compiler.is_compiling():  # exporters to ONNX lack `searchsorted`
         place = (knots[:, None] < x[..., None]).sum(-1)
     else:
         place = torch.searchsorted(knots.contiguous(), x)
-    right = place.clamp(1, knots.shape[1] - 1)  # the first knot that is not below x
+    right = place.clamp(1, knots.shape[1] - 1)  # the first knot at or above x
     x0, x1, y0, y1 = (t.gather(1, at) for t in (knots, values) for at in (right - 1, right))
     slope = (y1 - y0) / (x1 - x0)
     return torch.where(x < x1, y0 + slope * (x - x0), torch.where(x.isnan(), x, y1)), slope
 
 
 def _by_target(values: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Values as rows [D, n] in float64, and the way back to their shape and dtype."""
+    """Values as rows [D, n] in float64, and a function that restores their shape and dtype."""
     moved = values.movedim(axis, 0)
     return widen(moved).reshape(
         len(moved), -1
@@ -151,11 +151,11 @@ def tail_integrals(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E[Y - c], E[(Y - c)^2] and the integral of (F(x) - [x >= c])^2 over x, the CRPS at c. In float64.
 
-    They are sums over panels around each component, within 10 scales of a Gaussian and 5,000 of a Student-t (50 on a device without float64): what lies beyond is left out.
+    They are sums over panels around each component, within 10 scales of a Gaussian and 5,000 of a Student-t (50 on a device without float64). The rest is ignored.
 
     Args:
         cdf: The distribution function F of values [...].
-        components: Those of the distribution before its calibration, which tell where F rises.
+        components: Components of the uncalibrated distribution, which show where F rises.
         center: c [...].
 
     Example:
@@ -165,7 +165,7 @@ def tail_integrals(
         [-1.0, 2.0, 0.6024]
     """
     location, scale, center = widen(components.location), widen(components.scale), widen(center)
-    far = 5000.0 if location.dtype == torch.float64 else 50.0  # where 1 - F has digits left
+    far = 5000.0 if location.dtype == torch.float64 else 50.0  # farther out, 1 - F has no digits left
     reach, num, bend = (10.0, 25, 2.5) if components.degrees_of_freedom is None else (far, 65, 9.0)
     steps = torch.linspace(-bend, bend, num, dtype=location.dtype, device=location.device).sinh()
     steps = (reach * steps / steps[-1]).reshape(-1, *[1] * location.ndim)
@@ -191,10 +191,10 @@ def tail_integrals(
 
 
 def extended_cdf(quantiles: Tensor, levels: Tensor, value: Tensor) -> Tensor:
-    """A probability of values [...] from quantiles [..., Q], in float64: linear between two of them, with exponential tails beyond.
+    """The probability of values [...] from quantiles [..., Q], in float64: linear between quantiles, with exponential tails beyond them.
 
-    The tails go on with the mean density between the outermost quantiles. They only need to be monotone, since a recalibration gives them the
-    frequencies of held-out targets.
+    The tails start with the mean density between the outermost quantiles. They only need to be monotone, because a recalibration maps
+    them to the frequencies of held-out targets.
 
     Example:
         >>> extended_cdf(torch.tensor([[0.0, 2.0]]), torch.tensor([0.25, 0.75]), torch.tensor([1.0]))
@@ -213,7 +213,7 @@ def extended_cdf(quantiles: Tensor, levels: Tensor, value: Tensor) -> Tensor:
 
 
 def extended_quantile(quantiles: Tensor, levels: Tensor, level: Tensor) -> Tensor:
-    """The inverse of :func:`extended_cdf`: quantiles [...] at levels [...] that broadcast to them, in the dtype of the quantiles.
+    """The inverse of :func:`extended_cdf`: quantiles [...] at levels [...], which are broadcast, in the dtype of the quantiles.
 
     Example:
         >>> extended_quantile(torch.tensor([[0.0, 2.0]]), torch.tensor([0.25, 0.75]), torch.tensor([0.5]))
@@ -232,7 +232,7 @@ def extended_quantile(quantiles: Tensor, levels: Tensor, level: Tensor) -> Tenso
 
 
 def _tails(quantiles: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The outermost quantiles, and the scales of the exponential tails beyond them, which are positive."""
+    """The outermost quantiles, and the positive scales of the exponential tails beyond them."""
     first, last = quantiles[..., 0], quantiles[..., -1]
     width = ((last - first) / (levels[-1] - levels[0])).clamp_min(torch.finfo(quantiles.dtype).tiny ** 0.5)
     return first, last, levels[0] * width, (1 - levels[-1]) * width

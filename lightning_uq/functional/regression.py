@@ -16,12 +16,12 @@ from lightning_uq.functional.validation import check_choice, check_floating
 
 
 def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: bool = True) -> None:
-    """Refuse a mixture or a target of other shapes or with infinity in it, and a variance that is not positive.
+    """Refuse a mixture or a target with other shapes or with infinity, and a variance that is not positive.
 
     Raises:
-        InputError: One of these, by name.
+        InputError: One of these; the message names the argument.
     """
-    check_floating("mean", mean, 3, "[Z, B, D] (a single network's is mean[None])")
+    check_floating("mean", mean, 3, "[Z, B, D] (for a single network, pass mean[None])")
     check_floating("variance", variance, 3, "[Z, B, D]")
     check_floating("target", target, 1, "[B, D]")
     if mean.ndim < 3 or mean.shape != variance.shape or len(mean) == 0:
@@ -35,23 +35,23 @@ def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: b
     if not bool(mean.isfinite().all()):
         raise InputError("`mean` must be finite, but it holds NaN or infinity.")
     if bool(target.isinf().any()):
-        raise InputError("`target` must be finite, or NaN where it is missing, but it holds infinity.")
+        raise InputError("`target` must be finite, or NaN if it is missing, but it holds infinity.")
     if not bool(((variance > 0) & variance.isfinite()).all()):
         raise InputError("`variance` must be positive and finite, but it holds other values.")
 
 
 def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor, moment_matched: bool = False) -> Tensor:
-    """Negative log-density of the target in nats, its log(2 pi) / 2 included.
+    """Negative log-density of the target in nats, including the constant log(2 pi) / 2.
 
-    - the mixture: -log mean_z prod_d N(y_d; mu_zd, sigma_zd^2); dimensions are independent given z, not under the mixture
+    - the mixture: -log mean_z prod_d N(y_d; mu_zd, sigma_zd^2); dimensions are independent given z, but not under the mixture
     - ``moment_matched``: -sum_d log N(y_d; mu*_d, sigma*_d^2), with the mixture's mean and variance: the single Gaussian
-      of the deep-ensembles paper's table
+      in the table of the deep-ensembles paper
 
     Args:
         mean: Component means [Z, B, D].
         variance: Component variances [Z, B, D].
         target: [B, D].
-        moment_matched: The single Gaussian instead of the mixture.
+        moment_matched: Whether to use the single Gaussian instead of the mixture.
 
     Returns:
         [B]; lower is better.
@@ -70,14 +70,14 @@ def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor, moment_matched:
 def interval_covered(mean: Tensor, variance: Tensor, target: Tensor, level: float) -> Tensor:
     """Whether the target lies in the mixture's central interval of this level, elementwise.
 
-    A value lies between two quantiles exactly if its probability integral does between their levels, so no quantile is
-    searched for.
+    A value lies between two quantiles exactly if its probability integral lies between their levels, so quantiles need not be
+    computed.
 
     Args:
         mean: Component means [Z, B, D].
         variance: Component variances [Z, B, D].
         target: [B, D].
-        level: Share of probability in the interval, in (0, 1).
+        level: Nominal coverage of the interval, in (0, 1).
 
     Returns:
         [B, D] of bool.
@@ -101,7 +101,7 @@ def in_central_interval(integral: Tensor, level: float) -> Tensor:
 
 
 def quantile_counts(mean: Tensor, variance: Tensor, target: Tensor, num_levels: int) -> Tensor:
-    """How many targets lie at or below the predicted quantile of each level k / (num_levels + 1), k = 1 ... num_levels.
+    """Number of targets at or below the predicted quantile of each level k / (num_levels + 1), k = 1 ... num_levels.
 
     Args:
         mean: Component means [Z, B, D].
@@ -120,7 +120,7 @@ def quantile_counts(mean: Tensor, variance: Tensor, target: Tensor, num_levels: 
 
 
 def counts_below_quantiles(integral: Tensor, levels: Tensor, known: Tensor | None = None) -> Tensor:
-    """:func:`quantile_counts` at any increasing levels, from the probability integrals P(Y <= y) of the targets, of any shape.
+    """:func:`quantile_counts` for any increasing levels, from the targets' probability integrals P(Y <= y) of any shape.
 
     Args:
         integral: Probability integrals.
@@ -135,7 +135,7 @@ def counts_below_quantiles(integral: Tensor, levels: Tensor, known: Tensor | Non
         tensor([1., 1., 2.], dtype=torch.float64)
     """
     integral, levels = integral.reshape(-1), levels.to(integral)
-    first = torch.searchsorted(levels, integral)  # the least level that is not below the integral
+    first = torch.searchsorted(levels, integral)  # the lowest level at or above the integral
     if known is not None:
         first = torch.where(known.reshape(-1), first, len(levels))
     return widen(torch.bincount(first, minlength=len(levels) + 1)[: len(levels)].cumsum(0))
@@ -152,13 +152,13 @@ def quantile_calibration_error(
     """Distance between the levels of predicted quantiles and the shares of targets below them.
 
     Args:
-        counts: What :func:`quantile_counts` returned, or a sum of such: [num_levels].
+        counts: The result of :func:`quantile_counts`, or a sum of such results: [num_levels].
         total: Number of targets.
         norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
-        levels: The levels [L]; k / (L + 1) by default.
+        levels: The levels [L]; default: k / (L + 1).
 
     Returns:
-        A scalar in [0, 1]; NaN without a target.
+        A scalar in [0, 1]; NaN without targets.
 
     Source: Kuleshov et al., ICML 2018 (arXiv 1807.00263).
 
@@ -175,5 +175,5 @@ def quantile_calibration_error(
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
-    """In float64: a probability integral close to 1 has too few digits in float32 to be compared with a level."""
+    """Convert to float64: in float32, a probability integral close to 1 has too few digits for a comparison with a level."""
     return [widen(tensor) for tensor in tensors]

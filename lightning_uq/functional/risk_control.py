@@ -1,7 +1,7 @@
 """Conformal risk control: the threshold at which the expected loss of a new row is at most alpha.
 
-A set is all labels, or pixels, with a score of at most the threshold. A loss may not rise with the threshold, as the share of missed labels
-does not. The calibration rows must be exchangeable with the new one.
+A set contains all labels, or pixels, with a score of at most the threshold. The loss must not increase with the threshold, which holds for
+the share of missed labels. The calibration rows must be exchangeable with the new row.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from lightning_uq.functional.precision import widen
 from lightning_uq.functional.validation import check_floating, check_no_nan, check_positive, check_shape
 
 _TOLERANCE = 1e-9
-"""How far a sum of losses may exceed its bound by rounding."""
+"""Amount by which rounding may raise a sum of losses above its bound."""
 
 
 def false_negative_threshold(scores: Tensor, relevant: Tensor, alpha: float) -> Tensor:
     """The smallest threshold q at which the expected share of a row's relevant elements with a score above q is at most alpha.
 
     With the loss L_i(q) = |{relevant elements of row i with score > q}| / |{relevant elements of row i}|, this is the smallest q with
-    (L_1(q) + ... + L_n(q) + 1) / (n + 1) <= alpha. It is searched for among all scores, not on a grid. Rows without a relevant element are left
-    out, so the guarantee is that for rows which have one. Where each row has one element, q is
+    (L_1(q) + ... + L_n(q) + 1) / (n + 1) <= alpha. The search covers all scores rather than a grid. Rows without a relevant element are left
+    out, so the guarantee is for rows that have one. If each row has one element, q is
     :func:`~lightning_uq.functional.conformal_quantile`.
 
-    - several labels: scores -logits [B, L], relevant where the label holds; the set is ``-logits <= q``
-    - masks: scores -logits [B, H, W], relevant in the true mask
-    - maps of classes: the scores of the true classes [B, H, W], relevant where the pixel is not ignored
+    - several labels: scores are -logits [B, L], and the true labels are relevant; the set is ``-logits <= q``
+    - masks: scores are -logits [B, H, W], and the true mask is relevant
+    - maps of classes: scores are those of the true classes [B, H, W], and pixels that are not ignored are relevant
 
     Args:
         scores: Scores of the elements [B, ...].
-        relevant: Which elements must be found [B, ...], of bool.
+        relevant: Whether each element must be found, bool [B, ...].
         alpha: The expected share that may be missed, in [0, 1].
 
     Returns:
-        A scalar in float64. Plus infinity where fewer than 1 / alpha - 1 rows have a relevant element; minus infinity where ``alpha`` is 1.
+        A scalar in float64. Plus infinity if fewer than 1 / alpha - 1 rows have a relevant element; minus infinity if ``alpha`` is 1.
 
     Raises:
         InputError: ``alpha`` is not in [0, 1], ``relevant`` is not bool or has another shape, or a relevant score is NaN.
@@ -71,21 +71,21 @@ def false_negative_threshold(scores: Tensor, relevant: Tensor, alpha: float) -> 
 
 
 def risk_threshold(losses: Tensor, thresholds: Tensor, alpha: float, bound: float = 1.0) -> Tensor:
-    """The smallest of given thresholds at which the expected loss is at most alpha, for any loss that does not rise with the threshold.
+    """The smallest of given thresholds at which the expected loss is at most alpha, for any loss that does not increase with the threshold.
 
-    It is the first with (L_1 + ... + L_n + bound) / (n + 1) <= alpha. The thresholds must not depend on the calibration rows.
+    It is the first threshold with (L_1 + ... + L_n + bound) / (n + 1) <= alpha. The thresholds must not depend on the calibration rows.
 
     Args:
         losses: The loss of each calibration row at each threshold [N, K], at most ``bound``.
-        thresholds: [K], ascending.
-        alpha: The expected loss that is allowed, in [0, 1].
+        thresholds: Thresholds [K], ascending.
+        alpha: The allowed expected loss, in [0, 1].
         bound: The largest possible loss.
 
     Returns:
-        A scalar in float64; plus infinity where no threshold will do, and every set must be whole.
+        A scalar in float64. It is plus infinity if no threshold suffices; every set must then contain everything.
 
     Raises:
-        InputError: A loss rises with the threshold, exceeds ``bound`` or is NaN, or the thresholds do not ascend.
+        InputError: A loss increases with the threshold, exceeds ``bound`` or is NaN, or the thresholds do not ascend.
 
     Source: Angelopoulos et al., "Conformal risk control", ICLR 2024 (arXiv 2208.02814), theorem 1.
 
@@ -105,7 +105,7 @@ def risk_threshold(losses: Tensor, thresholds: Tensor, alpha: float, bound: floa
         raise InputError(f"`losses` must be at most `bound` = {bound:g}, but the largest is {float(losses.amax()):g}.")
     if bool((losses[:, 1:] > losses[:, :-1]).any()):
         raise InputError(
-            "`losses` must not rise with the threshold, but those of a row do. Replace each by its maximum over the higher thresholds."
+            "`losses` must not increase with the threshold, but a row's do. Replace each loss by its maximum over the higher thresholds."
         )
     budget = float(exact_fraction(alpha) * (len(losses) + 1)) - bound
     allowed = widen(losses.detach()).sum(0) <= budget + _TOLERANCE

@@ -1,11 +1,11 @@
-"""The running maximum of a row, in a graph of operators that ONNX has: it has none for ``cummax``."""
+"""The running maximum of a row, with operators that ONNX supports; it has none for ``cummax``."""
 
 import torch
 from torch import Tensor
 
 
 def running_maximum(x: Tensor) -> Tensor:
-    """The largest of the numbers up to each position of the last axis: [..., C]. A graph takes log2(C) maxima of the row and its shifts.
+    """The maximum up to each position of the last axis: [..., C]. In a graph, it takes log2(C) maxima of shifted rows.
 
     Example:
         >>> running_maximum(torch.tensor([1, 3, 2, 5, 4]))

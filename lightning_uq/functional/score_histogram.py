@@ -1,4 +1,4 @@
-"""Detection from histograms of scores, for more scores than memory holds: the pixels of a data set."""
+"""Detection metrics from histograms of scores, for more scores than fit in memory, such as all pixels of a data set."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from lightning_uq.functional.validation import check_floating, check_no_nan
 
 _BITS = 20
 NUM_BINS = 2**_BITS
-"""Bins of a histogram: 2,048 for each power of two, of either sign. It takes 8 MB, and two scores in a bin differ by 0.05 %."""
+"""Number of bins: 2,048 per power of two and sign. A histogram takes 8 MB, and two scores in a bin differ by 0.05 %."""
 
 
 def score_histogram(score: Tensor) -> Tensor:
-    """How many scores lie in each of 2^20 bins, in ascending order, over all numbers that a float32 holds.
+    """Number of scores in each of 2^20 bins, in ascending order, which cover all float32 numbers.
 
-    A bin is named by the first 20 bits of a float32: its sign, its exponent and 11 bits of its mantissa. So bins need no range
-    of scores, and the histograms of several batches add up.
+    A bin is identified by the first 20 bits of a float32: its sign, its exponent and 11 bits of its mantissa. The bins therefore need
+    no range of scores, and histograms of several batches can be added.
 
     Args:
-        score: Scores of any shape, infinity among them.
+        score: Scores of any shape; infinities are allowed.
 
     Returns:
         Counts [2^20], in int64.
 
     Raises:
-        InputError: A score is NaN, or they are not floating point.
+        InputError: A score is NaN, or the dtype is not floating point.
 
     Example:
         >>> histogram = score_histogram(torch.tensor([-1.0, 0.5, 0.5, 2.0]))
@@ -43,11 +43,11 @@ def score_histogram(score: Tensor) -> Tensor:
 
 
 def histogram_counts(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Cumulative counts, from the highest bin down, at each bin that holds a score: true and false positives.
+    """Cumulative numbers of true and false positives, from the highest bin down, at each non-empty bin.
 
     Args:
         positive: Histogram of the scores of the positive kind.
-        negative: Histogram of the others'.
+        negative: Histogram of the scores of the other kind.
 
     Example:
         >>> histogram_counts(torch.tensor([1, 0, 2]), torch.tensor([3, 0, 0]))
@@ -58,7 +58,7 @@ def histogram_counts(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor
 
 
 def histogram_auroc(inside: Tensor, outside: Tensor) -> Tensor:
-    """:func:`~lightning_uq.functional.auroc` of the scores in two histograms; scores in one bin are tied.
+    """:func:`~lightning_uq.functional.auroc` from two histograms of scores; scores in one bin are tied.
 
     Args:
         inside: Histogram of the in-distribution scores.
@@ -73,12 +73,12 @@ def histogram_auroc(inside: Tensor, outside: Tensor) -> Tensor:
 
 
 def histogram_average_precision(inside: Tensor, outside: Tensor, positive: Positive = "out") -> Tensor:
-    """:func:`~lightning_uq.functional.average_precision` of the scores in two histograms.
+    """:func:`~lightning_uq.functional.average_precision` from two histograms of scores.
 
     Args:
         inside: Histogram of the in-distribution scores.
         outside: Histogram of the out-of-distribution scores.
-        positive: Which kind is to be found: "out" by a high score, "in" by a low one.
+        positive: The kind to detect: "out" by a high score, "in" by a low score.
 
     Example:
         >>> low, high = (score_histogram(torch.tensor(scores)) for scores in ([0.1, 0.2], [0.2, 0.3]))
@@ -89,12 +89,12 @@ def histogram_average_precision(inside: Tensor, outside: Tensor, positive: Posit
 
 
 def histogram_fpr95(inside: Tensor, outside: Tensor, positive: Positive = "in") -> Tensor:
-    """:func:`~lightning_uq.functional.fpr_at_tpr` of the scores in two histograms, at 95 %.
+    """:func:`~lightning_uq.functional.fpr_at_tpr` at 95 %, from two histograms of scores.
 
     Args:
         inside: Histogram of the in-distribution scores.
         outside: Histogram of the out-of-distribution scores.
-        positive: Which kind is to be found: "out" by a high score, "in" by a low one.
+        positive: The kind to detect: "out" by a high score, "in" by a low score.
 
     Example:
         >>> low, high = (score_histogram(torch.tensor(scores)) for scores in ([0.1, 0.2], [0.2, 0.3]))
@@ -105,7 +105,7 @@ def histogram_fpr95(inside: Tensor, outside: Tensor, positive: Positive = "in") 
 
 
 def _counts(inside: Tensor, outside: Tensor, positive: Positive) -> tuple[Tensor, Tensor]:
-    """Cumulative counts from the most positive score on."""
+    """Cumulative counts, starting at the most positive score."""
     if positive == "out":
         return histogram_counts(outside, inside)
     return histogram_counts(inside.flip(0), outside.flip(0))

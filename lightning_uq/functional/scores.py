@@ -1,8 +1,8 @@
-"""Out-of-distribution scores of member logits [Z, B, C]; of every one, higher means more out of distribution.
+"""Out-of-distribution scores from member logits [Z, B, C]; for all of them, higher means more out of distribution.
 
-Each takes logits [Z, B, C] (or [Z, B, C, ...]) and returns [B] (or [B, ...]); half precision is upcast to float32.
-:data:`SCORES` maps their names to them. None of them separates epistemic from aleatoric uncertainty for certain: each is
-named by what it computes.
+Each takes logits [Z, B, C] (or [Z, B, C, ...]) and returns [B] (or [B, ...]); half precision is upcast to float32. :data:`SCORES`
+maps names to scores. None of them reliably separates epistemic from aleatoric uncertainty, so each is named after what it
+computes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def max_softmax(logits: Tensor) -> Tensor:
         >>> max_softmax(torch.tensor([[[0.0, 0.0]]]))
         tensor([0.5000])
     """
-    # The sum of the other classes: 1 - max would round to 0, hence tie, all rows that are surer than the dtype resolves.
+    # Summed over the other classes: 1 - max would round to 0 for all very confident rows, and so tie them.
     probs = mean_log_probs(logits).exp()
     return probs.scatter(1, probs.argmax(1, keepdim=True), 0.0).sum(1)
 
@@ -35,8 +35,8 @@ def max_softmax(logits: Tensor) -> Tensor:
 def energy(logits: Tensor) -> Tensor:
     """Free energy -log sum_c exp(l_c) at temperature 1, the mean of the members' energies.
 
-    The energy depends on the additive constant that a softmax ignores, so members are averaged after it, each with its
-    own; the energy of mean logits would be another score.
+    The energy depends on the additive constant that a softmax ignores. Therefore the members' energies are averaged, each with its
+    own constant; the energy of mean logits would be a different score.
 
     Source: Liu et al., NeurIPS 2020 (arXiv 2010.03759).
 
@@ -88,4 +88,4 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 
 NEED_LOGITS = ("energy", "max_logit")
-"""The scores that read the constant which a softmax ignores: nothing is left of them in probabilities and their logarithms."""
+"""Scores that depend on the constant that a softmax ignores, so they cannot be computed from probabilities."""

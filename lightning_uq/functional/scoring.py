@@ -9,7 +9,7 @@ from lightning_uq.functional.true_class import at_class
 
 
 def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
-    """-log p_y in nats; infinite where the true class was given a probability of exactly 0.
+    """-log p_y in nats; infinite if the true class has a probability of exactly 0.
 
     Args:
         probs: Probabilities [N, C].
@@ -27,7 +27,7 @@ def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
 
 
 def brier_score(probs: Tensor, target: Tensor) -> Tensor:
-    """sum_c (p_c - 1[y = c])^2, in [0, 2]: the sum over classes, as Brier had it, not the mean.
+    """sum_c (p_c - 1[y = c])^2, in [0, 2]: the sum over classes, as defined by Brier, not the mean.
 
     Args:
         probs: Probabilities [N, C].
@@ -45,6 +45,6 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
     """
     probs = upcast(probs)
     true = at_class(probs, target, 1)
-    # (1 - p_y)^2 + sum_{c != y} p_c^2: no 1 - 2 p_y + sum p^2, whose cancellation spoils a confident row.
+    # (1 - p_y)^2 + sum_{c != y} p_c^2, because 1 - 2 p_y + sum p^2 would cancel for a confident row.
     others = probs.square().scatter(1, target[:, None], 0.0).sum(1)
     return (1 - true).square() + others

@@ -1,4 +1,4 @@
-"""Which test rows each seed has: one test set for all seeds, or a new split for each."""
+"""The test rows of each seed: one test set for all seeds, or a new split for each."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lightning_uq.functional.validation import check_integer, describe
 
 @dataclass(frozen=True, init=False, eq=False)
 class SeedRows:
-    """The test rows of each seed, as numbers that name a row in all seeds.
+    """The test rows of each seed, as ids that identify a row across seeds.
 
-    If all seeds have the same rows, in any order, they form one fixed test set. Else each seed has split the data anew, and a row may be tested with
-    several networks. Strata are kinds of rows that a resample draws from separately, such as rows in and out of distribution. One stratum may be
-    fixed and the other split anew.
+    If all seeds have the same rows, in any order, they form one fixed test set. Otherwise each seed has split the data anew, and a row may be tested
+    with several networks. Strata are kinds of rows that a resample draws from separately, such as rows in and out of distribution. One stratum may be
+    fixed while another is split anew.
 
     Args:
-        ids: Numbers [N_s] of the rows of each seed, integers. Within a stratum, a seed has a row at most once.
-        strata: The stratum of each of these rows, [N_s] per seed, bool or integers; None if there is one. Equal ids in different strata are different rows.
-        num_train: Training rows of a split, or their mean over seeds; intervals over seeds need it where rows are split anew.
+        ids: Ids [N_s] of the rows of each seed, integers. Within a stratum, a seed contains each row at most once.
+        strata: The stratum of each row, [N_s] per seed, bool or integers; None for a single stratum. Equal ids in different strata are different rows.
+        num_train: Number of training rows of a split, or its mean over seeds. Intervals over seeds need it if rows are split anew.
 
     Attributes:
-        positions: Where the rows of each seed lie among all distinct rows, [N_s] per seed.
-        rows: Number of the stratum (from 0) and id of each distinct row, [2, U].
+        positions: Position of each seed's rows among all distinct rows, [N_s] per seed.
+        rows: Stratum number (from 0) and id of each distinct row, [2, U].
         is_common: Whether all seeds have the same rows in each of K strata, [K].
-        sizes: How many rows of each stratum each seed has, [S, K].
+        sizes: Number of rows per seed and stratum, [S, K].
 
     Raises:
-        InputError: Ids or strata are not integers [N_s], a row is twice in one seed, a seed has fewer than two rows of a stratum, or ``num_train`` is
-            no positive integer.
+        InputError: Ids or strata are not integers [N_s], a seed repeats a row, a seed has fewer than two rows of a stratum, or ``num_train`` is not
+            a positive integer.
 
     Example:
         >>> rows = SeedRows([torch.tensor([4, 7, 9]), torch.tensor([7, 4, 5])])
@@ -73,9 +73,7 @@ class SeedRows:
         for seed, one in enumerate(self.positions):
             distinct = len(set(one.tolist()))
             if distinct < len(one):
-                raise InputError(
-                    f"`ids[{seed}]` names {len(one) - distinct} rows twice. Each test row has a number of its own."
-                )
+                raise InputError(f"`ids[{seed}]` repeats {len(one) - distinct} rows. Give each test row a unique id.")
         object.__setattr__(
             self, "sizes", torch.stack([torch.bincount(one, minlength=len(kinds)) for one in stratum.split(counts)])
         )
@@ -112,14 +110,14 @@ class SeedRows:
 
     @property
     def fewest(self) -> int:
-        """The number of rows of the smallest stratum of a seed."""
+        """The smallest number of rows that a seed has in a stratum."""
         return int(self.sizes.min())
 
     def variance_share(self) -> float:
-        """The share of one seed's variance that the mean over the seeds has: see :func:`~lightning_uq.functional.seed_difference`.
+        """The variance of the mean over seeds relative to one seed's variance: see :func:`~lightning_uq.functional.seed_difference`.
 
         Raises:
-            InputError: Rows are split anew, but ``num_train`` is not known.
+            InputError: Rows are split anew, but ``num_train`` is unknown.
 
         Example:
             >>> SeedRows([torch.tensor([1, 2]), torch.tensor([2, 3])], num_train=10).variance_share()
@@ -129,13 +127,13 @@ class SeedRows:
             return 1 / self.num_seeds
         if self.num_train is None:
             raise InputError(
-                "Pass `num_train`, the number of training rows of a split: each seed has test rows of its own, so seeds share rows."
+                "Pass `num_train`, the number of training rows of a split: each seed has its own test rows, so the splits share rows."
             )
         num_test = float(self.sizes[:, ~self.is_common].sum(1).double().mean())
         return 1 / self.num_seeds + num_test / self.num_train
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same rows in the same order."""
+        """Whether both hold the same rows in the same order."""
         return (
             isinstance(other, SeedRows)
             and self.num_train == other.num_train

@@ -1,8 +1,8 @@
-"""Selective prediction: what a classifier that may abstain gets wrong, as a function of how much it answers.
+"""Selective prediction: the errors of a classifier that may abstain, as a function of the share that it answers.
 
-All take a confidence [N], higher = answered first, and ``error`` [N] (bool, or 0 and 1). Rows of equal confidence stand
-in no order, so every curve is the expectation over the random order of tied rows: between the ends of a tie the expected
-number of errors grows linearly.
+All functions take a confidence [N] (higher is answered first) and ``error`` [N] (bool, or 0 and 1). Rows of equal confidence have no
+order, so every curve is the expectation over random orders of tied rows: within a tie, the expected number of errors grows
+linearly.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from lightning_uq.functional.validation import check_floating, check_no_nan
 
 
 def certainty(logits: Tensor) -> Tensor:
-    """-log(1 - max_c p_c), a confidence that ranks sure rows too: [B, C, ...] -> [B, ...].
+    """-log(1 - max_c p_c), a confidence that also ranks very confident rows: [B, C, ...] -> [B, ...].
 
-    In float32 the largest probability is exactly 1, and sure rows are tied, where its logit is 17 above the others. Here the
-    probabilities of the other classes are summed in log space. 1 - exp(-certainty) is the largest probability.
+    In float32, the largest probability is exactly 1 if its logit is 17 above the others, so such rows are tied. Here the probabilities
+    of the other classes are summed in log space. 1 - exp(-certainty) is the largest probability.
 
     Args:
         logits: Logits or log-probabilities [B, C, ...].
 
     Returns:
-        [B, ...] in float64; infinite where all other classes are ruled out.
+        [B, ...] in float64; infinite if all other classes are excluded.
 
     Raises:
         InputError: ``logits`` are not floating point, or have fewer than two axes.
@@ -36,7 +36,7 @@ def certainty(logits: Tensor) -> Tensor:
         (tensor([0.5000, 1.0000, 1.0000]), tensor([ 0.6931, 40.0000, 50.0000], dtype=torch.float64))
     """
     check_floating("logits", logits, 2, "[B, C, ...]")
-    ordered = widen(logits).sort(1).values  # so that rows which differ in the order of their classes stay tied
+    ordered = widen(logits).sort(1).values  # rows that differ only in the order of their classes stay tied
     return ordered.logsumexp(1) - ordered[:, :-1].logsumexp(1)
 
 
@@ -51,7 +51,7 @@ def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
         [N] in float64.
 
     Raises:
-        InputError: The shapes differ, a confidence is not floating point or NaN.
+        InputError: The shapes differ, or a confidence is not floating point or NaN.
 
     Example:
         >>> cumulative_errors(torch.tensor([0.9, 0.5, 0.5]), torch.tensor([0, 1, 0]))
@@ -69,10 +69,10 @@ def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
     ordered, order = confidence.sort(descending=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
-    tie = first.long().cumsum(0) - 1  # which group of equal confidences a row is in
+    tie = first.long().cumsum(0) - 1  # number of the row's group of equal confidences
     start = first.nonzero().squeeze(1)
     size = start.diff(append=start.new_tensor([len(ordered)]))
-    # Counts are integers up to here, hence exact and, on CUDA, deterministic.
+    # Counts are integers up to here, so they are exact and, on CUDA, deterministic.
     errors = torch.cat([start.new_zeros(1), error[order].long().cumsum(0)])
     before, within = errors[start], errors[start + size] - errors[start]
     position = torch.arange(1, len(ordered) + 1, device=ordered.device) - start[tie]
@@ -107,7 +107,7 @@ def aurc(confidence: Tensor, error: Tensor) -> Tensor:
         error: Whether each row is wrong, [N].
 
     Returns:
-        A scalar in [0, 1], lower is better; NaN without a row.
+        A scalar in [0, 1], lower is better; NaN without rows.
 
     Source: Geifman & El-Yaniv, NeurIPS 2017; Geifman et al., ICLR 2019 (arXiv 1805.08206).
 
@@ -119,7 +119,7 @@ def aurc(confidence: Tensor, error: Tensor) -> Tensor:
 
 
 def generalized_risk_curve(confidence: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """Coverage and generalized risk, the expected share of all rows that are answered and wrong, from (0, 0) on.
+    """Coverage and generalized risk: the expected share of all rows that are answered and wrong, starting at (0, 0).
 
     Args:
         confidence: Confidences [N].
@@ -137,15 +137,15 @@ def generalized_risk_curve(confidence: Tensor, error: Tensor) -> tuple[Tensor, T
 def augrc(confidence: Tensor, error: Tensor) -> Tensor:
     """Area under the generalized-risk-coverage curve: the mean share of undetected failures, by the trapezoid rule.
 
-    Equal to (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of telling right from wrong rows by
-    their confidence. Unlike the AURC it does not weigh the few most confident rows above all others.
+    It equals (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of confidence as a detector of right rows. Unlike
+    the AURC, it does not give the few most confident rows the most weight.
 
     Args:
         confidence: Confidences [N].
         error: Whether each row is wrong, [N].
 
     Returns:
-        A scalar in [0, 1/2], lower is better; NaN without a row.
+        A scalar in [0, 1/2], lower is better; NaN without rows.
 
     Source: Traub et al., NeurIPS 2024 (arXiv 2407.01032).
 

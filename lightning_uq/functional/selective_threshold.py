@@ -1,4 +1,4 @@
-"""The confidence above which a classifier answers, for a target error rate of its answers that holds with high probability."""
+"""The confidence above which a classifier answers, so that the error rate of its answers meets a target with high probability."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def selective_threshold(
 ) -> Tensor:
     """The lowest threshold t with P(error rate of new rows with confidence > t is at most ``risk``) >= 1 - ``delta``.
 
-    Learn then Test with exact binomial p-values and Bonferroni's correction. Candidates are minus infinity and the confidences of fixed ranks,
-    at about the coverages 1/K, 2/K ... 1. Given the confidence t of a rank, the J rows above it are independent draws of such rows. So with k errors
-    among them, P(Binomial(J, risk) <= k) is a p-value of "the error rate above t exceeds ``risk``", and a candidate is accepted
-    if it is at most ``delta`` / K. Neither a continuous confidence is needed, nor a risk that falls as the confidence rises. The probability is that over
-    draws of the calibration rows, which must be independent and of the distribution of the new rows.
+    The method is Learn then Test with exact binomial p-values and Bonferroni's correction. Candidates are minus infinity and the confidences of
+    fixed ranks, at coverages of about 1/K, 2/K ... 1. Given the confidence t of a rank, the J rows above it are independent draws of such rows. With
+    k errors among them, P(Binomial(J, risk) <= k) is a p-value for "the error rate above t exceeds ``risk``", and a candidate is accepted if it is at
+    most ``delta`` / K. The confidence need not be continuous, and the risk need not fall with the confidence. The probability is over draws of the
+    calibration rows, which must be independent and have the distribution of the new rows.
 
     Args:
-        confidence: Confidences of the calibration rows [N], higher = answered first.
+        confidence: Confidences of the calibration rows [N]; higher is answered first.
         error: Whether each row is wrong, [N], of bool.
-        risk: The error rate of the answers that is allowed, in (0, 1).
-        delta: The probability that it is exceeded, in (0, 1).
+        risk: The allowed error rate of the answers, in (0, 1).
+        delta: The probability that the error rate exceeds it, in (0, 1).
         num_levels: K, the number of candidates.
 
     Returns:
-        A scalar in float64: answer where ``confidence > threshold``. Plus infinity where no candidate is accepted: answer nowhere.
+        A scalar in float64: answer if ``confidence > threshold``. It is plus infinity if no candidate is accepted: never answer.
 
     Raises:
         InputError: An argument is out of range, a confidence is NaN, or the shapes differ.
@@ -68,7 +68,7 @@ def selective_threshold(
 
 
 def binomial_cdf(count: int, num: int, probability: float) -> float:
-    """P(X <= count) for X of a binomial distribution with ``num`` draws and a probability in (0, 1), summed in log space.
+    """P(X <= count) for a binomial X with ``num`` draws and a probability in (0, 1), summed in log space.
 
     Example:
         >>> round(binomial_cdf(1, 3, 0.5), 12)

@@ -1,27 +1,27 @@
-"""How far to shrink a covariance towards a multiple of the identity."""
+"""The intensity for shrinking a covariance towards a multiple of the identity."""
 
 import torch
 from torch import Tensor
 
 
 def oas_intensity(covariance: Tensor, freedom: float) -> Tensor:
-    """How far to shrink an unbiased covariance S towards (tr S / D) I, in [0, 1].
+    """The intensity in [0, 1] for shrinking an unbiased covariance S towards (tr S / D) I.
 
-    For S [D, D] of nu degrees of freedom the oracle-approximating intensity
+    For S [D, D] with nu degrees of freedom it is the oracle-approximating intensity
 
         r = ((1 - 2/D) |S|_F^2 + tr(S)^2) / ((nu + 1 - 2/D) (|S|_F^2 - tr(S)^2 / D)).
 
-    For the variances S [D] of a diagonal model, of which there are only D to estimate, the oracle under a Gaussian,
-    whose variances err by 2 sigma^4 / nu, with unbiased estimates of its terms:
+    For the variances S [D] of a diagonal model, it is the oracle intensity for a Gaussian, whose variances have errors of variance
+    2 sigma^4 / nu, with unbiased estimates of its terms:
 
         r = 2 / (nu + 2) (1 - 1/D) |S|^2 / (|S|^2 - (sum S)^2 / D).
 
     Args:
         covariance: [D, D], or [D] for a diagonal.
-        freedom: nu, the number of rows less one.
+        freedom: nu, the number of rows minus one.
 
     Returns:
-        A scalar; 1 where S is a multiple of the identity, 0 where D = 1.
+        A scalar; 1 if S is a multiple of the identity, 0 if D = 1.
 
     Source: Chen et al., IEEE TSP 58 (2010), equation 23.
 

@@ -1,6 +1,6 @@
-"""The smooth calibration error: no bins, and a consistent measure of calibration.
+"""The smooth calibration error, a consistent measure of calibration without bins.
 
-Residuals are streamed onto a grid (:func:`residual_grid`), grids of batches add up, and :func:`smooth_bandwidth` reads the error
+Residuals are summed onto a grid (:func:`residual_grid`), grids of batches are added, and :func:`smooth_bandwidth` computes the error
 from the sum.
 
 Source: Blasiok & Nakkiran, ICLR 2024 (arXiv 2309.12236).
@@ -19,14 +19,14 @@ NUM_CELLS = 8192
 
 
 def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
-    """Sum residuals and rows onto a fine grid over [0, 1], what :func:`smooth_calibration_error` streams.
+    """Sum residuals and rows onto a fine grid over [0, 1], for streaming :func:`smooth_calibration_error`.
 
-    Each row is shared between the two grid nodes around its confidence in proportion to its distance from them, so that
-    the first moment is kept and smoothing at a bandwidth s errs by O((h / s)^2), h = 1 / 8192.
+    Each row is split between the two grid nodes around its confidence, linearly in the distance. This preserves the first moment, and
+    the error of smoothing with bandwidth s is O((h / s)^2), h = 1 / 8192.
 
     Args:
         confidence: Probabilities [N].
-        correct: Whether each came true, [N].
+        correct: Whether each prediction was correct, [N].
 
     Returns:
         [2, 8193] in float64: the sum of (correct - confidence), and the number of rows.
@@ -49,10 +49,10 @@ def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
 
 
 def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:
-    """Smooth node masses [..., M + 1] over [0, 1] into a density with a Gaussian reflected at both ends.
+    """Smooth node masses [..., M + 1] over [0, 1] into a density, with a Gaussian reflected at both ends.
 
-    Reflection makes the masses an even function of period 2, on which convolution with a Gaussian is a product with
-    exp(-(k pi s)^2 / 2) in the cosine basis: exact at the nodes, in O(M log M).
+    Reflection makes the masses an even function with period 2. Convolution with a Gaussian is then multiplication by exp(-(k pi s)^2 / 2)
+    in the cosine basis, which is exact at the nodes and takes O(M log M).
 
     Args:
         grid: Node masses [..., M + 1].
@@ -62,7 +62,7 @@ def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:
         The density at the nodes, [..., M + 1].
     """
     cells = grid.shape[-1] - 1
-    # A node at an end is its own mirror image, hence counts twice.
+    # An end node is its own mirror image, so it counts twice.
     ends = grid[..., [0, -1]] * 2
     even = torch.cat([ends[..., :1], grid[..., 1:-1], ends[..., 1:], grid[..., 1:-1].flip(-1)], -1)
     frequency = torch.arange(cells + 1, dtype=grid.dtype, device=grid.device) * torch.pi
@@ -72,13 +72,13 @@ def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:
 
 
 def smooth_bandwidth(grid: Tensor) -> Tensor:
-    """The fixed point s of s = smECE_s, by bisection of a function that falls in s; its value is smECE itself.
+    """The fixed point s of s = smECE_s, which is the smECE, by bisection of a function that decreases in s.
 
     Args:
-        grid: What :func:`residual_grid` returned, or a sum of such.
+        grid: The result of :func:`residual_grid`, or a sum of such results.
 
     Returns:
-        A scalar in [0, 1]; NaN without a row.
+        A scalar in [0, 1]; NaN without rows.
     """
     residual = grid[0] / grid[1].sum()
     low, high = torch.zeros_like(residual[0]), torch.ones_like(residual[0])
@@ -90,24 +90,24 @@ def smooth_bandwidth(grid: Tensor) -> Tensor:
 
 
 def smooth_calibration_error(probs: Tensor, target: Tensor) -> Tensor:
-    r"""Smooth calibration error (smECE) of the top label: no bins, and a consistent measure of calibration.
+    r"""Smooth calibration error (smECE) of the top label, a consistent measure of calibration without bins.
 
     With confidence f_i and correctness y_i, and K_s the Gaussian of standard deviation s reflected at 0 and 1,
 
         smECE_s = \int_0^1 | 1/N sum_i K_s(t, f_i) (y_i - f_i) | dt,
 
-    and smECE is the unique s with smECE_s = s: the data choose the bandwidth. It is computed on a grid of 8,193 nodes
-    (see :func:`residual_grid`), hence to an absolute error below about 1e-4.
+    and smECE is the unique s with smECE_s = s, so the data determine the bandwidth. It is computed on a grid of 8,193 nodes (see
+    :func:`residual_grid`), with an absolute error below about 1e-4.
 
     Args:
-        probs: Probabilities [B, C] (or [B, C, ...], each position a row).
+        probs: Probabilities [B, C], or [B, C, ...] with each position as a row.
         target: Class indices [B] (or [B, ...]).
 
     Returns:
         A scalar in [0, 1].
 
     Raises:
-        InputError: ``probs`` are no probabilities, shapes differ, or a target is out of range.
+        InputError: ``probs`` are not probabilities, shapes differ, or a target is out of range.
 
     Source: Blasiok & Nakkiran, ICLR 2024 (arXiv 2309.12236).
 

@@ -1,4 +1,4 @@
-"""Softplus in log space, and its inverse: raw values from what they stand for."""
+"""Softplus in log space, and its inverse, which computes raw values from the parameters."""
 
 import torch
 import torch.nn.functional as F
@@ -7,14 +7,14 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 
-_SMALL = -15.0  # below it softplus is exp, to float32's last digit
-_LARGE = 80.0  # exp of it is still a float32
+_SMALL = -15.0  # below it, softplus equals exp in float32
+_LARGE = 80.0  # its exponential still fits in a float32
 
 
 def inverse_softplus(value: Tensor) -> Tensor:
     """The raw value whose softplus is ``value``: v + log(1 - exp(-v)), of the same shape.
 
-    Nothing overflows: for large v it is v, for small v it is log v. Half precision is upcast to float32 first.
+    It does not overflow: for large v it is v, and for small v it is log v. Half precision is upcast to float32 first.
 
     Args:
         value: Positive numbers; a zero gives minus infinity.
@@ -31,7 +31,7 @@ def inverse_softplus(value: Tensor) -> Tensor:
 
 
 def inverse_softplus_exp(log_value: Tensor) -> Tensor:
-    """The raw value whose softplus is exp(``log_value``), without a value that underflows; exp is capped at e^80.
+    """The raw value whose softplus is exp(``log_value``), without underflow of the value; exp is capped at e^80.
 
     Args:
         log_value: Logarithms of any shape.
@@ -48,7 +48,7 @@ def inverse_softplus_exp(log_value: Tensor) -> Tensor:
 
 
 def log_softplus(raw: Tensor) -> Tensor:
-    """log softplus(``raw``), which is ``raw`` itself far below zero.
+    """log softplus(``raw``), which equals ``raw`` far below zero.
 
     Args:
         raw: Numbers of any shape.

@@ -1,4 +1,4 @@
-"""Sparsification: the error of the rows that are left when the most uncertain ones are removed."""
+"""Sparsification: the error of the remaining rows when the most uncertain rows are removed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightning_uq.functional.validation import check_no_nan
 
 
 def sparsification_curve(uncertainty: Tensor, error: Tensor, root: bool = False) -> Tensor:
-    """Mean error of the rows that are left after the k most uncertain were removed, k = 0 ... N - 1.
+    """Mean error of the remaining rows after the k most uncertain rows were removed, k = 0 ... N - 1.
 
-    Rows of equal uncertainty stand in no order: where a tie is cut, the mean over its random orders is taken.
+    Rows of equal uncertainty have no order: if a tie is split, the mean over its random orders is used.
 
     Args:
-        uncertainty: Uncertainties [N], higher = removed first.
-        error: Errors [N]: absolute ones, or squared ones for ``root``.
-        root: Whether to take the root of each mean, as for an RMSE.
+        uncertainty: Uncertainties [N]; higher is removed first.
+        error: Errors [N], absolute, or squared with ``root``.
+        root: Whether to take the square root of each mean, as in an RMSE.
 
     Returns:
         [N] in float64.
@@ -51,18 +51,18 @@ def sparsification_curve(uncertainty: Tensor, error: Tensor, root: bool = False)
 
 
 def ause(uncertainty: Tensor, error: Tensor, root: bool = False) -> Tensor:
-    """Area under the sparsification error: between the curve by uncertainty and the best one, which is by the error itself.
+    """Area between the sparsification curve by uncertainty and the best possible curve, by the error itself.
 
     Both curves are divided by the error of all rows, and the area is the mean over the removed shares k / N, k = 0 ... N - 1.
 
     Args:
-        uncertainty: Uncertainties [N], higher = removed first.
-        error: Errors [N]: absolute ones, or squared ones for ``root``.
-        root: Whether errors are averaged as an RMSE.
+        uncertainty: Uncertainties [N]; higher is removed first.
+        error: Errors [N], absolute, or squared with ``root``.
+        root: Whether to average errors as in an RMSE.
 
     Returns:
-        A scalar of at least 0, lower is better; 0 where the uncertainties rank as the errors do, or no row is in error; NaN
-        without a row.
+        A scalar of at least 0, lower is better. It is 0 if the uncertainties rank like the errors, or if no row has an error, and NaN
+        without rows.
 
     Source: Ilg et al., ECCV 2018 (arXiv 1802.07095).
 

@@ -18,7 +18,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def standard_errors(values: Tensor) -> Tensor:
-    """s / sqrt(n) along the first axis, [n, ...] -> [...], as :func:`standard_error` computes it of floats.
+    """s / sqrt(n) along the first axis, [n, ...] -> [...], as in :func:`standard_error` for floats.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
-"""Student's t with a location and a scale: what a normal-inverse-gamma predicts. In float64.
+"""Student's t distribution with a location and a scale, the prediction of a normal-inverse-gamma. In float64.
 
-Functions of one distribution are elementwise; those of an equal-weight mixture take parameters [Z, ...].
+Functions of one distribution are elementwise; functions of an equal-weight mixture take parameters [Z, ...].
 """
 
 import math
@@ -18,15 +18,15 @@ _NODES, _WEIGHTS = (
 """Gauss-Legendre nodes and weights on [0, 1]."""
 
 _STEPS = torch.tensor([1.0, 3.0, 5.0, 10.0, 30.0, 90.0, 540.0, 5000.0], dtype=torch.float64)
-"""Where panels of a mixture's integral end, in scales from each component's location."""
+"""Ends of the panels of a mixture's integral, in scales from each component's location."""
 _MAX_PANELS = 511
-"""All panels of 32 components; the panels of more components are thinned out."""
+"""Number of panels for 32 components; for more components, panels are thinned out."""
 _ELEMENTS = 2**21
-"""Numbers that such an integral holds in memory at a time, about."""
+"""Approximate number of values that such an integral holds in memory at a time."""
 
 
 def _panel(num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights on [-1, 1], and the matrix that maps values there to the integrals from -1 to each node."""
+    """Gauss-Legendre nodes and weights on [-1, 1], and the matrix from values there to integrals from -1 to each node."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     coefficients = np.linalg.inv(np.polynomial.legendre.legvander(nodes, num_nodes - 1))
     integrals = np.polynomial.legendre.legval(nodes, np.polynomial.legendre.legint(coefficients, lbnd=-1)).T
@@ -51,8 +51,8 @@ def student_t_log_prob(value: Tensor, df: Tensor, location: Tensor, scale: Tenso
 def student_t_cdf(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     """P(Y <= value), elementwise, for ``df`` >= 1.
 
-    With t = sqrt(df) tan(u) the density is proportional to cos(u)^(df - 1), which 64 Gauss-Legendre nodes integrate to about
-    1e-8 at df = 2 and to rounding above df = 5.
+    With t = sqrt(df) tan(u), the density is proportional to cos(u)^(df - 1). 64 Gauss-Legendre nodes integrate it with an error of about
+    1e-8 at df = 2, and up to rounding above df = 5.
 
     Example:
         >>> student_t_cdf(torch.ones(1), torch.ones(1), torch.zeros(1), torch.ones(1))  # Cauchy: 3 / 4
@@ -140,9 +140,9 @@ def student_t_mixture_quantile(level: float | Tensor, df: Tensor, location: Tens
 def student_t_mixture_crps(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     """Continuous ranked probability score [...] of an equal-weight mixture, in the value's units; lower is better.
 
-    With the mixture's distribution function F it is mean_z E|Y_z - y| - integral of F (1 - F). One component has a closed
-    form. The integral of several is numerical: for ``df`` > 2 the score's relative error is below 1e-6 with up to 32
-    components, and with more of them if their scales are within a factor of 10.
+    With the mixture's distribution function F, it is mean_z E|Y_z - y| - integral of F (1 - F). One component has a closed form. For
+    several, the integral is numerical: for ``df`` > 2 the score's relative error is below 1e-6 with up to 32 components, and with more
+    components if their scales are within a factor of 10.
 
     Args:
         value: y [...].
@@ -167,10 +167,10 @@ def student_t_mixture_crps(value: Tensor, df: Tensor, location: Tensor, scale: T
 
 
 def _mean_half_distance(df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
-    """E|Y - Y'| / 2 of two draws of a mixture, which is the integral of F (1 - F): [N] of parameters [Z, N].
+    """E|Y - Y'| / 2 for two draws from a mixture, which is the integral of F (1 - F): [N] from parameters [Z, N].
 
-    Panels end at fixed numbers of scales around each component; inside, F and 1 - F are integrals of the polynomial through
-    the density. Beyond the last end the tails are powers, whose integrals are known.
+    Panels end at fixed numbers of scales from each component. Inside, F and 1 - F are integrals of the polynomial through the density
+    values. Beyond the last end, the tails are power functions with known integrals.
     """
     steps = torch.cat([-_STEPS, _STEPS]).to(location)
     ends = (location + steps[:, None, None] * scale).flatten(0, 1).sort(0).values
@@ -189,7 +189,7 @@ def _mean_half_distance(df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     tail = distance / df * student_t_log_prob(ends[[0, -1]].unsqueeze(1), df, location, scale).exp()
     below, above = tail.mean(1)
     outside = (tail * distance / (df - 1)).mean(1).sum(0)
-    # F and 1 - F are each summed from the end where they are small.
+    # F and 1 - F are each summed from the end at which they are small.
     lower = below + mass.cumsum(0) - mass + from_left
     upper = above + mass.flip(0).cumsum(0).flip(0) - from_left
     total: Tensor = outside + (half * (weights @ (lower * upper)).unsqueeze(1)).sum((0, 1))
@@ -197,7 +197,7 @@ def _mean_half_distance(df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
 
 
 def _log_beta(df: Tensor) -> Tensor:
-    """log B(1/2, df / 2); its two log-gammas cancel where df is large, so there it is a series in 1 / df."""
+    """log B(1/2, df / 2). For large df, where its two log-gammas cancel, it is a series in 1 / df."""
     half = df / 2
     series = 0.5 * half.log() - 1 / (8 * half) + 1 / (192 * half**3)
     ratio = torch.where(df > 1000, series, torch.lgamma(half + 0.5) - torch.lgamma(half))
@@ -207,12 +207,12 @@ def _log_beta(df: Tensor) -> Tensor:
 def _cdf_of_angle(angle: Tensor, df: Tensor) -> Tensor:
     end = torch.minimum(angle.abs(), _largest_angle(df))
     nodes, weights = _NODES.to(end), _WEIGHTS.to(end)
-    # The logarithm of the cosine, which for a small angle is 1 up to rounding.
+    # The log of the cosine, because for a small angle the cosine itself rounds to 1.
     log_cosine = -0.5 * torch.log1p(torch.tan(end.unsqueeze(-1) * nodes).square())
     mass = end * (weights * torch.exp((df - 1).unsqueeze(-1) * log_cosine)).sum(-1) / _log_beta(df).exp()
     return 0.5 + 0.5 * torch.sign(angle) * (2 * mass).clamp_max(1)
 
 
 def _largest_angle(df: Tensor) -> Tensor:
-    """Beyond 12 standard deviations nothing is left of the integrand, which the nodes would miss from afar."""
+    """The angle beyond which the integrand is negligible (12 standard deviations); otherwise the nodes could miss the peak."""
     return (12 / df.sqrt()).clamp_max(math.pi / 2)

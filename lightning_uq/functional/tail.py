@@ -1,4 +1,4 @@
-"""How rare a score is among rows of the training distribution: scores of different kinds on one scale."""
+"""The rarity of a score among rows of the training distribution, which puts scores of different kinds on one scale."""
 
 import math
 from typing import NamedTuple
@@ -13,12 +13,12 @@ _TAIL = 0.05
 
 
 class TailFit(NamedTuple):
-    """A piecewise linear function of a score, in float64: the negative log of the share of held-out scores that are at least as high.
+    """A piecewise linear function of a score, in float64: minus the log of the share of held-out scores that are at least as high.
 
     Attributes:
         knots: Scores [K], ascending.
-        values: The function there [K], ascending.
-        slopes: Its slope behind each knot [K]; the last one goes on for ever.
+        values: Function values at the knots [K], ascending.
+        slopes: Slope after each knot [K]; the last slope continues without end.
     """
 
     knots: Tensor
@@ -27,14 +27,14 @@ class TailFit(NamedTuple):
 
 
 def fit_tail(scores: Tensor) -> TailFit:
-    """Fit the tail of held-out scores, higher = further out.
+    """Fit the tail of held-out scores; higher is further out.
 
-    At the i-th of N ascending scores the tail probability is p = (N - i + 1) / (N + 1), and -log p is linear between them, or between 256
-    of them that are evenly spaced in it. Beyond the last score it goes on as an exponential tail does, with the reciprocal mean excess of the
-    highest twentieth of the scores, or of the ten highest.
+    At the i-th of N ascending scores the tail probability is p = (N - i + 1) / (N + 1). -log p is linear between the scores, or between 256 of
+    them that are evenly spaced in -log p. Beyond the last score it continues as an exponential tail; the slope is the reciprocal of the mean
+    excess of the highest twentieth of the scores, but of at least the ten highest.
 
     Args:
-        scores: [N], of rows that neither the network nor the score was fitted to; those that are not finite are left out.
+        scores: Scores [N] of rows to which neither the network nor the score was fitted; non-finite scores are ignored.
 
     Raises:
         InputError: Fewer than two scores are finite.
@@ -54,22 +54,22 @@ def fit_tail(scores: Tensor) -> TailFit:
     if N > _NUM_KNOTS:
         logs = torch.linspace(math.log((N + 1) / N), math.log(N + 1), _NUM_KNOTS, dtype=torch.float64)
         chosen = (N + 1 - (N + 1) * torch.exp(-logs)).round().long().clamp(1, N) - 1
-    knots = torch.unique_consecutive(ascending[chosen])  # of equal scores, p counts them all
+    knots = torch.unique_consecutive(ascending[chosen])  # for equal scores, p counts all of them
     first = torch.searchsorted(ascending, knots)
     values = math.log(N + 1) - (N - first).double().log()
     slopes = torch.cat([values.diff() / knots.diff(), values.new_tensor([1 / excess if excess else 1.0])])
-    slopes = torch.where(slopes.isfinite(), slopes, 0.0)  # of knots that are one number but for rounding
+    slopes = torch.where(slopes.isfinite(), slopes, 0.0)  # for knots that differ only by rounding
     return TailFit(knots, values, slopes)
 
 
 def tail_score(scores: Tensor, fit: TailFit) -> Tensor:
-    """-log p of scores [...] by a fitted tail: 0 far inside, log(N + 1) at the highest held-out score, and linear beyond.
+    """-log p of scores [...] from a fitted tail: 0 far inside, log(N + 1) at the highest held-out score, and linear beyond.
 
-    Below the first knot it is the value there. NaN stays NaN.
+    Below the first knot, it equals the value at that knot. NaN stays NaN.
 
     Args:
-        scores: [...], higher = further out.
-        fit: What :func:`fit_tail` returned, on the scores' device.
+        scores: Scores [...]; higher is further out.
+        fit: The result of :func:`fit_tail`, on the scores' device.
 
     Example:
         >>> fit = fit_tail(torch.tensor([0.0, 1.0, 2.0, 3.0]))
@@ -77,7 +77,7 @@ def tail_score(scores: Tensor, fit: TailFit) -> Tensor:
         tensor([0.2200, 0.7100, 1.6100, 5.6100], dtype=torch.float64)
     """
     scores = scores.to(fit.knots.dtype).clamp_min(fit.knots[0])
-    if torch.compiler.is_compiling():  # an exported graph compares
+    if torch.compiler.is_compiling():  # an exported graph uses comparisons
         place = (scores.unsqueeze(-1) >= fit.knots).sum(-1) - 1
     else:
         place = torch.searchsorted(fit.knots, scores.contiguous(), right=True) - 1

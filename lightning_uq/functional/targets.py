@@ -1,4 +1,4 @@
-"""Targets of regression: their shape beside a prediction's, and which of them are known."""
+"""Regression targets: their shape relative to the prediction's, and their missing values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning_uq.functional.validation import check_shape
 
 
 def aligned_target(target: Tensor, shape: torch.Size) -> Tensor:
-    """A target in a prediction's shape [B, ..., D]; where D = 1, the target may lack that last axis.
+    """A target in a prediction's shape [B, ..., D]; if D = 1, the target may lack that last axis.
 
     Raises:
-        InputError: The target has another shape, which would only broadcast.
+        InputError: The target has another shape, which would broadcast.
 
     Example:
         >>> aligned_target(torch.zeros(5), torch.Size([5, 1])).shape
@@ -25,11 +25,11 @@ def aligned_target(target: Tensor, shape: torch.Size) -> Tensor:
 
 
 def known_targets(target: Tensor, missing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The target with a number in place of each NaN, and a mask of the values that were known.
+    """The target with a number in place of each NaN, and a mask of the known values.
 
     Args:
-        target: Targets of any shape; NaN marks a missing one.
-        missing: The number that stands for it.
+        target: Targets of any shape; NaN marks missing targets.
+        missing: The number that replaces NaN.
 
     Example:
         >>> known_targets(torch.tensor([1.0, float("nan")]))
@@ -40,7 +40,7 @@ def known_targets(target: Tensor, missing: float = 0.0) -> tuple[Tensor, Tensor]
 
 
 def sum_over_targets(log_prob: Tensor, known: Tensor) -> Tensor:
-    """Joint log-density [Z, B] of the known targets from log-densities [Z, B, ...]; NaN for a row without a known target.
+    """Joint log-density [Z, B] of the known targets from log-densities [Z, B, ...]; NaN for a row without known targets.
 
     Example:
         >>> sum_over_targets(torch.ones(1, 2, 2), torch.tensor([[True, False], [False, False]]))

@@ -1,6 +1,6 @@
-"""Temperatures: one number that scales logits, fitted on held-out rows.
+"""Temperatures: a single number that scales logits, fitted on held-out rows.
 
-:mod:`~lightning_uq.functional.temperature_search` holds the search for the optimum.
+:mod:`~lightning_uq.functional.temperature_search` contains the search for the optimum.
 
 Source: Guo et al., ICML 2017 (arXiv 1706.04599); Rahaman & Thiery, NeurIPS 2021 (arXiv 2007.08792), for calibrating the
 pooled prediction.
@@ -36,16 +36,16 @@ Scope = Literal["pooled", "shared", "member"]
 
 
 def fit_temperature(logits: Tensor, target: Tensor, objective: Objective = "nll", method: Method = "newton") -> Tensor:
-    """The temperature T with which softmax(logits / T) predicts best.
+    """The temperature T for which softmax(logits / T) predicts best.
 
-    ``"newton"`` solves dNLL / dlog T = 0 to 1e-9, whatever the scale of the logits. ``"grid"`` is the original DDU's: the
-    first minimum over 0.1, 0.2, ..., 10.0, with either objective. Where no finite positive optimum exists a warning names
-    the case, and what is returned is finite and positive all the same: with every row classified correctly each target is
-    mixed with a uniform one, (N y + 1/C) / (N + 1); below chance T is 1,000 times the logits' scale.
+    ``"newton"`` solves dNLL / dlog T = 0 to 1e-9, whatever the scale of the logits. ``"grid"`` is the method of the original DDU: the
+    first minimum over 0.1, 0.2, ..., 10.0, with either objective. If no finite positive optimum exists, a warning explains why, and the
+    result is still finite and positive: if every row is classified correctly, each target is mixed with a uniform one, (N y + 1/C) / (N
+    + 1); if the logits are worse than chance, T is 1,000 times their scale.
 
     Args:
-        logits: Logits or log-probabilities [N, C] (or [N, C, ...], each position a row) of held-out rows. A logit of minus
-            infinity is read as a probability of 1e-38.
+        logits: Logits or log-probabilities [N, C] of held-out rows, or [N, C, ...] with each position as a row. A logit of minus
+            infinity counts as a probability of 1e-38.
         target: Class indices [N] (or [N, ...]).
         objective: "nll", or "ece" (15 bins) with ``method="grid"``.
         method: "newton" or "grid".
@@ -54,7 +54,7 @@ def fit_temperature(logits: Tensor, target: Tensor, objective: Objective = "nll"
         T, a scalar in float64.
 
     Raises:
-        InputError: Shapes or values are not as above, there is no row, or "ece" is asked of "newton".
+        InputError: Shapes or values are invalid, there is no row, or "ece" is combined with "newton".
 
     Warns:
         UserWarning: The likelihood has no finite positive optimum.
@@ -76,25 +76,25 @@ def fit_temperature(logits: Tensor, target: Tensor, objective: Objective = "nll"
 def fit_shared_temperature(
     logits: Tensor, target: Tensor, objective: Objective = "nll", method: Method = "newton"
 ) -> Tensor:
-    """The temperature T with which the members' mean, mean_z softmax(l_z / T), predicts best.
+    """The temperature T for which the members' mean, mean_z softmax(l_z / T), predicts best.
 
-    All minima over six decades of T around the logits' scale are found by the signs of the slope, and polished as by
-    :func:`fit_temperature`; the lowest is returned. With T inside the members joint predictions stay coherent.
+    All minima over six decades of T around the logits' scale are found by sign changes of the slope, and refined as in
+    :func:`fit_temperature`; the lowest is returned. With T inside the members, joint predictions stay coherent.
 
     Args:
         logits: Member logits [Z, N, C] (or [Z, N, C, ...]).
         target: Class indices [N] (or [N, ...]).
-        objective: As for :func:`fit_temperature`.
-        method: As for :func:`fit_temperature`.
+        objective: See :func:`fit_temperature`.
+        method: See :func:`fit_temperature`.
 
     Returns:
         T, a scalar in float64.
 
     Raises:
-        InputError: As for :func:`fit_temperature`.
+        InputError: See :func:`fit_temperature`.
 
     Warns:
-        UserWarning: As for :func:`fit_temperature`.
+        UserWarning: See :func:`fit_temperature`.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0]] * 10).expand(3, 10, 2)
@@ -118,24 +118,24 @@ def fit_ensemble_temperature(
     objective: Objective = "nll",
     method: Method = "newton",
 ) -> Tensor:
-    """The temperature of an ensemble, outside its members, inside them, or one per member.
+    """The temperature of an ensemble: outside its members, inside all members, or one per member.
 
-    - ``"pooled"``: T on the log of the mean probabilities, softmax(log mean_z p_z / T); the members stay as they are.
+    - ``"pooled"``: T on the log of the mean probabilities, softmax(log mean_z p_z / T); the members are unchanged.
     - ``"shared"``: one T inside all members, see :func:`fit_shared_temperature`.
-    - ``"member"``: each member's own, as the original DDU has it.
+    - ``"member"``: a separate T for each member, as in the original DDU.
 
     Args:
         logits: Member logits [Z, N, C] (or [Z, N, C, ...]).
         target: Class indices [N] (or [N, ...]).
-        scope: As above.
-        objective: As for :func:`fit_temperature`.
-        method: As for :func:`fit_temperature`.
+        scope: Place of the temperature.
+        objective: See :func:`fit_temperature`.
+        method: See :func:`fit_temperature`.
 
     Returns:
         A scalar, or [Z] with ``"member"``, in float64.
 
     Raises:
-        InputError: As for :func:`fit_temperature`.
+        InputError: See :func:`fit_temperature`.
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0]] * 10).expand(3, 10, 2)
@@ -152,10 +152,10 @@ def fit_ensemble_temperature(
 
 
 def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
-    """Negative log-likelihood after the best temperature: what is left of the loss once calibration is repaired.
+    """Negative log-likelihood at the best temperature: the loss that remains after calibration.
 
-    A validation loss mixes how well classes are told apart with how well confidences are scaled; since the second can be
-    repaired afterwards, this is the one to choose a checkpoint by.
+    A validation loss mixes the discrimination of classes with the scaling of confidences. Since the scaling can be corrected afterwards,
+    use this loss to choose a checkpoint.
 
     Args:
         logits: [N, C] (or [N, C, ...]).
@@ -165,7 +165,7 @@ def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
         The mean over rows in nats, a scalar in float64.
 
     Raises:
-        InputError: As for :func:`fit_temperature`.
+        InputError: See :func:`fit_temperature`.
 
     Source: Berta et al., "Rethinking early stopping: refine, then calibrate" (arXiv 2501.19195).
 
@@ -180,17 +180,17 @@ def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def check_method(objective: str, method: str) -> None:
-    """Refuse an unknown objective or method, and "ece" with "newton".
+    """Refuse an unknown objective or method, and the combination of "ece" and "newton".
 
     Raises:
-        InputError: One of these.
+        InputError: The arguments are refused.
     """
     check_choice("objective", objective, ("nll", "ece"))
     check_choice("method", method, ("newton", "grid"))
     if objective == "ece" and method == "newton":
         raise InputError(
             "`method` must be 'grid' with objective='ece', but it is 'newton': a calibration error is a "
-            "step function, which has no slope to follow."
+            "step function without a slope to follow."
         )
 
 
@@ -209,7 +209,7 @@ def _announce(solution: Solution, like: Tensor) -> Tensor:
 
 
 def _grid(log_probs: Callable[[float], Tensor], target: Tensor, objective: Objective) -> float:
-    """The first minimum over 0.1, 0.2, ..., 10, added up as the original does."""
+    """The first minimum over 0.1, 0.2, ..., 10, with sums in the same order as the original."""
     best, chosen, temperature = math.inf, 1.0, 0.1
     for _ in range(100):
         rows = log_probs(temperature)

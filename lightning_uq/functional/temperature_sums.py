@@ -1,10 +1,10 @@
-"""The best temperature from sums over rows, in memory that does not depend on their number.
+"""The best temperature from sums over rows, in memory that is independent of their number.
 
-The negative log-likelihood of softmax(b l), with b = 1 / T, and its first two derivatives are added up at fixed b, the nodes: at 0,
-at the powers of 2 from 2^-40 to 2^12, and between 2^-10 and 2^8 half way in between too. Sums of batches and of ranks are added.
-Between two nodes, the likelihood is taken to be the polynomial of degree 11 in log b that agrees with it, and with both of its
-derivatives, at the four nearest nodes. The T of its minimum and the one that :mod:`~lightning_uq.functional.temperature_search`
-finds with all rows in memory differed by a relative 3e-8 at most, for T from 2^-8 to 2^10, and by 2e-5 for any other T.
+The negative log-likelihood of softmax(b l), with b = 1 / T, and its first two derivatives are summed at fixed nodes b: at 0, at the
+powers of 2 from 2^-40 to 2^12, and between 2^-10 and 2^8 also halfway between them. Sums of batches and of ranks are added.
+Between two nodes, the likelihood is approximated by the polynomial of degree 11 in log b that agrees with it, and with both of its
+derivatives, at the four nearest nodes. Compared with :mod:`~lightning_uq.functional.temperature_search`, with all rows in memory, the
+relative difference in T was at most 3e-8 for T from 2^-8 to 2^10, and 2e-5 for any other T.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from lightning_uq.functional.temperature_search import (
 )
 from lightning_uq.functional.true_class import at_class
 
-_LOG2 = sorted([*range(-40, 13), *(power + 0.5 for power in range(-10, 8))])  # of b, at the nodes
+_LOG2 = sorted([*range(-40, 13), *(power + 0.5 for power in range(-10, 8))])  # log2 of b at the nodes
 _NODES = len(_LOG2)
 SUMS_SHAPE = (_NODES + 3, 3)
 """The shape of the sums of one group."""
 ROWS = _NODES + 1
-"""Where the sums hold the number of rows, of those that are classified wrongly, and of those of class 0."""
-_FAR = f"it lies outside of [2^{-_LOG2[-1]}, 2^{-_LOG2[0]}], for which sums are kept; T was set to the nearer end"
+"""Positions in the sums of the number of rows, of wrongly classified rows, and of rows of class 0."""
+_FAR = f"it lies outside [2^{-_LOG2[-1]}, 2^{-_LOG2[0]}], the range of the sums; T was set to the nearer end"
 
 
 def temperature_sums(logits: Tensor, target: Tensor, group: Tensor | None = None, num_groups: int = 1) -> Tensor:
-    """What rows contribute to a fit of the temperature; add the tensors of several batches.
+    """The contribution of rows to a fit of the temperature; add the tensors of several batches.
 
     Args:
-        logits: Logits or log-probabilities [N, C]. A logit of minus infinity is read as a probability of 1e-38.
+        logits: Logits or log-probabilities [N, C]. A logit of minus infinity counts as a probability of 1e-38.
         target: Class indices [N].
-        group: Index [N] of the group of each row, of which each has a T of its own; None for one group.
+        group: Index [N] of the group of each row; each group has a separate T. None: one group.
         num_groups: G, the number of groups.
 
     Returns:
         [G, 74, 3] in float64: at each b the sums of the negative log-likelihood and of its first two derivatives in b; then the
-        number of rows, of those that are classified wrongly, and of those of class 0; then the mean distances of the logits from
+        numbers of rows, of wrongly classified rows, and of rows of class 0; then the sum of the mean distances of the logits from
         the row's mean, and zeros.
 
     Raises:
-        InputError: As for :func:`~lightning_uq.functional.temperature.fit_temperature`.
+        InputError: See :func:`~lightning_uq.functional.temperature.fit_temperature`.
 
     Example:
         >>> logits, target = torch.tensor([[2.0, 0.0]] * 10), torch.tensor([0] * 8 + [1] * 2)
@@ -80,7 +80,7 @@ def temperature_sums(logits: Tensor, target: Tensor, group: Tensor | None = None
 
 
 def _contributions(rows: Tensor, target: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """What each of some rows [n, C] adds to the numbers of a node, [3, n]."""
+    """The contribution of rows [n, C] to the numbers of each node, [3, n]."""
     margins = rows.T.contiguous()  # [C, n]: sums over few classes are fast along the first axis
     margins -= margins.amax(0)
     true, buffer = at_class(margins, target, 0), torch.empty_like(margins)
@@ -95,7 +95,7 @@ def _contributions(rows: Tensor, target: Tensor) -> Iterator[tuple[int, Tensor]]
     yield 0, at(0.0, powers)
     for fraction in (0.0, 0.5):
         for step, power in enumerate(power for power in _LOG2 if power % 1 == fraction):
-            # exp(2 b l) = exp(b l)^2, which is fast, but doubles the rounding error.
+            # exp(2 b l) = exp(b l)^2 is fast, but doubles the rounding error.
             powers = powers.square_() if step % 8 else (2.0**power * margins).exp_()
             yield 1 + _LOG2.index(power), at(2.0**power, powers)
     is_wrong = true < _ROUNDING * margins.amin(0)
@@ -106,29 +106,29 @@ def _contributions(rows: Tensor, target: Tensor) -> Iterator[tuple[int, Tensor]]
 
 
 def fit_temperature_to_sums(sums: Tensor) -> Tensor:
-    """The best temperature, a scalar in float64, of the rows that ``sums`` [74, 3] stand for, of which there is at least one.
+    """The best temperature, a scalar in float64, for the rows summed in ``sums`` [74, 3], at least one.
 
     Warns:
-        UserWarning: The likelihood has no finite positive optimum, as for
-            :func:`~lightning_uq.functional.temperature.fit_temperature`; or it lies outside of [2^-12, 2^40], in which case the
+        UserWarning: The likelihood has no finite positive optimum, see
+            :func:`~lightning_uq.functional.temperature.fit_temperature`; or it lies outside [2^-12, 2^40], in which case the
             nearer end is returned.
     """
     return _announce(solve_temperature(sums), sums)
 
 
 def calibrated_nll_of_sums(sums: Tensor) -> float:
-    """The mean negative log-likelihood of the rows after their best temperature, without a warning."""
+    """The mean negative log-likelihood of the rows at their best temperature, without a warning."""
     return nll_at(sums, solve_temperature(sums).temperature)
 
 
 def solve_temperature(sums: Tensor) -> Solution:
-    """The best temperature of the rows that ``sums`` [74, 3] stand for, and why it is no optimum if it is none."""
+    """The best temperature for the rows summed in ``sums`` [74, 3], and the reason if it is not an optimum."""
     num, wrong, _ = sums[ROWS].tolist()
     mean = sums / num
     largest = _LARGEST * mean[-1, 0].item()
     if largest == 0:
         return Solution(1.0, _CONSTANT)
-    slope = mean[0, 1].item()  # of uniform predictions
+    slope = mean[0, 1].item()  # at uniform predictions
     smoothing = 0.0 if wrong else 1 / (num + 1)
     curve = _in_log(mean[1:ROWS] - smoothing * slope * _linear())
     rising = (curve[:, 1] >= 0).nonzero()
@@ -148,9 +148,9 @@ def solve_temperature(sums: Tensor) -> Solution:
 
 
 def nll_at(sums: Tensor, temperature: float) -> float:
-    """The mean negative log-likelihood at a temperature of the rows that ``sums`` [74, 3] stand for."""
+    """The mean negative log-likelihood at a temperature for the rows summed in ``sums`` [74, 3]."""
     mean, b = sums / sums[ROWS, 0], 1 / temperature
-    if b < 2.0 ** _LOG2[0]:  # all but uniform, and so a parabola
+    if b < 2.0 ** _LOG2[0]:  # nearly uniform, so a parabola suffices
         value, slope, curvature = mean[0].tolist()
         return float(value + b * slope + b * b * curvature / 2)
     return _point(_in_log(mean[1:ROWS]), math.log(b)).nll
@@ -163,7 +163,7 @@ def _linear() -> Tensor:
 
 
 def _in_log(curve: Tensor) -> Tensor:
-    """Values and derivatives in b as those in u = log b."""
+    """Convert values and derivatives in b to those in u = log b."""
     b = _linear()[:, 0]
     value, slope, curvature = curve.cpu().unbind(1)
     return torch.stack([value, b * slope, b * slope + b.square() * curvature], 1)

@@ -1,4 +1,4 @@
-"""Values at the true class: the one gather behind every log-likelihood of labels."""
+"""Values at the true class, which every log-likelihood of labels needs."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def at_class(values: Tensor, target: Tensor, dim: int) -> Tensor:
 
     Args:
         values: Values of all classes, such as log-probabilities [Z, B, C, ...].
-        target: Class indices of the shape of ``values`` without ``dim``; leading axes may be missing, as the members' of [B, ...].
+        target: Class indices of the shape of ``values`` without ``dim``; leading axes such as the members' may be missing.
         dim: The class axis.
 
     Example:
@@ -35,13 +35,13 @@ def true_class_log_probs(logits: Tensor, target: Tensor, dim: int = -1, *, valid
         logits: Member logits [Z, ...] with a class axis, such as [Z, B, C].
         target: Class indices, of the shape of ``logits`` without Z and the class axis.
         dim: The class axis.
-        validate: Check the values too, not shapes and dtypes alone.
+        validate: Whether to check the values as well as shapes and dtypes.
 
     Returns:
         [Z, ...], without the class axis.
 
     Raises:
-        InputError: Shapes or dtypes are not these, a target is out of range, or a logit is NaN.
+        InputError: Shapes or dtypes differ from these, a target is out of range, or a logit is NaN.
 
     Example:
         >>> true_class_log_probs(torch.zeros(1, 2, 2), torch.tensor([0, 1]))

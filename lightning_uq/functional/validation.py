@@ -1,4 +1,4 @@
-"""Checks of arguments. Each raises an :class:`~lightning_uq.errors.InputError` of one form: what must hold, what was found, what to do."""
+"""Checks of arguments. Each raises an :class:`~lightning_uq.errors.InputError` with what must hold, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.waiting import read_scalars
 
-# How far a row of probabilities may sum from one: the rounding of that dtype, generously. A float32 tensor may have
-# come from a half-precision softmax, so its tolerance is wide; logits miss all of these by far.
+# Tolerance for the sum of a row of probabilities: generous for the rounding of each dtype. A float32 tensor may come from a
+# half-precision softmax, so its tolerance is wide; logits exceed all tolerances by far.
 _SUM_TOLERANCE = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
 def _error(name: str, must: str, found: str, advice: str = "") -> InputError:
-    """The one sentence of all checks: what must hold, what was found, and what to do."""
+    """The error of all checks: what must hold, what was found, and what to do."""
     return InputError(f"`{name}` must {must}, but {found}.{advice and ' ' + advice}")
 
 
 def check_integer(name: str, value: int, minimum: int) -> None:
-    """Refuse anything but an int of at least ``minimum``.
+    """Refuse values other than an int of at least ``minimum``.
 
     Example:
         >>> check_integer("tau", 0, 1)
@@ -41,7 +41,7 @@ def check_at_least(name: str, value: float, minimum: float) -> None:
 
 
 def check_positive(**numbers: float) -> None:
-    """Refuse numbers, given by name, that are not positive and finite."""
+    """Refuse numbers, passed by name, that are not positive and finite."""
     for name, number in numbers.items():
         if not 0 < number < math.inf:
             raise _error(name, "be positive and finite", f"it is {number!r}")
@@ -54,7 +54,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_bool(name: str, value: bool) -> None:
-    """Refuse anything but True and False."""
+    """Refuse values other than True and False."""
     if not isinstance(value, bool):
         raise _error(name, "be True or False", f"it is {value!r}")
 
@@ -78,7 +78,7 @@ def check_closed_unit(name: str, value: float) -> None:
 
 
 def check_tensor(name: str, value: object, axes: str = "") -> None:
-    """Refuse anything but a tensor, described by its ``axes``."""
+    """Refuse objects other than a tensor, described by its ``axes``."""
     if not isinstance(value, Tensor):
         raise _error(name, f"be a tensor {axes}".rstrip(), f"it is a {type(value).__name__}")
 
@@ -91,7 +91,7 @@ def check_floating(name: str, value: Tensor, ndim: int, axes: str) -> None:
 
 
 def check_shape(name: str, value: Tensor, *shapes: torch.Size, advice: str = "") -> None:
-    """Refuse a tensor that has none of these shapes, or that would only broadcast to one of them.
+    """Refuse a tensor with none of these shapes, even if it would broadcast to one of them.
 
     Example:
         >>> check_shape("target", torch.zeros(3), torch.Size([3, 1]))
@@ -104,7 +104,7 @@ def check_shape(name: str, value: Tensor, *shapes: torch.Size, advice: str = "")
 
 
 def check_class_indices(name: str, value: Tensor) -> None:
-    """Refuse a tensor of a dtype that is not an integer's."""
+    """Refuse a tensor without an integer dtype."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise _error(name, "hold class indices of an integer dtype", f"its dtype is {value.dtype}")
 
@@ -125,7 +125,7 @@ def check_probs_values(probs: Tensor, name: str = "probs") -> None:
     total = wide.sum(1)
     low_value, smallest, largest = read_scalars(wide.amin(), *total.aminmax())
     gap = max(1 - smallest, largest - 1)
-    if low_value >= 0 and gap <= tolerance:  # not so with NaN, and no value is above the sum of its row
+    if low_value >= 0 and gap <= tolerance:  # false for NaN; no value can exceed the sum of its row
         return
     high_value = float(wide.amax())
     advice = "If they are logits, pass `from_logits=True`."
@@ -149,7 +149,7 @@ def check_target_values(target: Tensor, num_classes: int, name: str = "target") 
 
 
 def all_hold(conditions: Tensor) -> bool:
-    """Whether all conditions hold; taken for granted in a graph, which holds no values."""
+    """Whether all conditions hold; assumed in a graph, which has no values."""
     return torch.compiler.is_compiling() or bool(conditions.all())
 
 
@@ -170,14 +170,14 @@ def describe(value: object) -> str:
 
 
 def flatten_classes(x: Tensor) -> Tensor:
-    """[B, C, ...] -> [N, C]: every further position is a row of its own."""
+    """[B, C, ...] -> [N, C]: every further position becomes a row."""
     return x if x.ndim == 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
 def classification_rows(probs: Tensor, target: Tensor, *, validate: bool = True) -> tuple[Tensor, Tensor]:
-    """Probabilities [B, C, ...] and class indices [B, ...] as checked rows [N, C] and [N].
+    """Check probabilities [B, C, ...] and class indices [B, ...], and return them as rows [N, C] and [N].
 
-    Shapes and dtypes are always checked; values, which cost a pass over the data, where ``validate`` is set.
+    Shapes and dtypes are always checked; with ``validate`` also the values, which costs a pass over the data.
     """
     check_floating("probs", probs, 2, "[B, C, ...]")
     check_target(target, probs.shape[:1] + probs.shape[2:])
@@ -189,16 +189,16 @@ def classification_rows(probs: Tensor, target: Tensor, *, validate: bool = True)
 
 
 def one_per_row(name: str, values: object, num_rows: int) -> Tensor:
-    """A number per row [N], as a function of the input must give it.
+    """Check that a function of the input has returned one number per row [N].
 
     Raises:
-        InputError: It is no tensor of that shape.
+        InputError: The value is not a tensor of that shape.
     """
     if not isinstance(values, Tensor) or values.shape != (num_rows,):
         came = (
             f"its shape is {list(values.shape)}" if isinstance(values, Tensor) else f"it is a {type(values).__name__}"
         )
         raise InputError(
-            f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. Positions of maps cannot have one."
+            f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. It cannot have one per position of a map."
         )
     return values

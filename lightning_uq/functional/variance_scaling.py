@@ -1,6 +1,6 @@
-"""The one factor of a predicted variance, fitted on held-out rows.
+"""A single factor on a predicted variance, fitted on held-out rows.
 
-Every fit is for each of the D target dimensions apart, since each has its own units and its own error. NaN marks a missing target. In float64.
+Every fit treats the D target dimensions separately, since each has its own units and its own error. NaN marks missing targets. In float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning_uq.functional.components import Components
 from lightning_uq.functional.precision import to_float64
 
 _STEP = 0.25
-"""Distance of the candidates of log s, among which the best one is refined."""
+"""Distance between the candidates of log s; the best one is refined."""
 _LOWEST = -60.0
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -28,18 +28,18 @@ def fit_stretch(
     log_weight: Tensor,
     degrees_of_freedom: Tensor | None = None,
 ) -> Tensor:
-    """The factor s^2 [D] that maximises the likelihood of mixtures that are stretched by s about their means.
+    """The factor s^2 [D] that maximises the likelihood of mixtures stretched by s about their means.
 
     With the residual u = y - mean, a component's offset o = location - mean and its scale c, the stretched density is
-    sum_m w_m p_m((u / s - o_m) / c_m) / (c_m s). Of one Gaussian, s^2 is the mean of u^2 / c^2. Other likelihoods may have several
+    sum_m w_m p_m((u / s - o_m) / c_m) / (c_m s). For one Gaussian, s^2 is the mean of u^2 / c^2. Other likelihoods may have several
     maxima; the result is never worse than s = 1.
 
     Args:
-        residual: Target less the predicted mean [N, ..., D].
-        offset: Locations of the components less the mean [N, M, ..., D].
-        scale: Their scales [N, M, ..., D].
-        log_weight: Logarithms of their weights [N, M, ..., D].
-        degrees_of_freedom: Of Student-t components [N, M, ..., D], above 2; None for Gaussians.
+        residual: Target minus the predicted mean [N, ..., D].
+        offset: Locations of the components minus the mean [N, M, ..., D].
+        scale: Scales of the components [N, M, ..., D].
+        log_weight: Logarithms of the components' weights [N, M, ..., D].
+        degrees_of_freedom: Degrees of freedom of Student-t components [N, M, ..., D], above 2; None for Gaussians.
 
     Raises:
         InputError: A target is never known, or all of its residuals are 0.
@@ -73,12 +73,12 @@ def fit_stretch(
 
 
 def fit_residual_variance(errors: Tensor) -> Tensor:
-    """The variance v [D] that maximises the likelihood of Gaussians N(mean_z, v) in equal parts.
+    """The variance v [D] that maximises the likelihood of an equal-weight mixture of Gaussians N(mean_z, v).
 
-    Of one hypothesis it is the mean squared error.
+    For one hypothesis it is the mean squared error.
 
     Args:
-        errors: Target less the mean of each hypothesis [N, Z, ..., D].
+        errors: Target minus the mean of each hypothesis [N, Z, ..., D].
 
     Raises:
         InputError: A target is never known, or all of its errors are 0.
@@ -105,15 +105,15 @@ def fit_residual_variance(errors: Tensor) -> Tensor:
 def fit_quantile_stretch(residual: Tensor, offset: Tensor, levels: Tensor) -> Tensor:
     """The factor s^2 [D], where s minimises the pinball loss of quantiles whose distances from the median are multiplied by s.
 
-    The loss is convex and piecewise linear in s, so the minimum is found exactly, among the ratios of residuals and offsets.
+    The loss is convex and piecewise linear in s, so the exact minimum is found among the ratios of residuals and offsets.
 
     Args:
-        residual: Target less the predicted median [N, ..., D].
-        offset: Quantiles less the median [N, Q, ..., D].
-        levels: Their levels [N, Q, ..., D].
+        residual: Target minus the predicted median [N, ..., D].
+        offset: Quantiles minus the median [N, Q, ..., D].
+        levels: Levels of the quantiles [N, Q, ..., D].
 
     Raises:
-        InputError: A target is never known, all of its quantiles are its median, or the best s is 0.
+        InputError: A target is never known, all of its quantiles equal its median, or the best s is 0.
 
     Example:
         >>> offset = torch.tensor([-1.0, 1.0]).expand(3, 2)[..., None]
@@ -126,7 +126,9 @@ def fit_quantile_stretch(residual: Tensor, offset: Tensor, levels: Tensor) -> Te
         slope = torch.where(o > 0, -o * tau, o * (1 - tau)).sum()  # of the loss, left of all kinks
         kinks, order = (u.unsqueeze(1) / o)[o != 0].sort()
         if not len(kinks):
-            raise InputError("`prediction` must have quantiles apart from its median, but it has none for a target.")
+            raise InputError(
+                "`prediction` must have quantiles that differ from its median, but for a target it has none."
+            )
         slopes = slope + o[o != 0].abs()[order].cumsum(0)
         s = kinks[(slopes >= -1e-12 * slope.abs()).nonzero()[0, 0]]
         if s <= 0:
@@ -144,7 +146,7 @@ _EXACT = (
 
 
 def _targets(residual: Tensor, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """For each target, its known residuals [n], and the parts [n, M] beside them."""
+    """For each target, its known residuals [n] and the corresponding parts [n, M]."""
     for d in range(residual.shape[-1]):
         u = to_float64(residual[..., d]).flatten()
         known = ~u.isnan()
@@ -157,7 +159,7 @@ def _targets(residual: Tensor, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _minimum(function: Callable[[float], float], start: float, candidate: float | None = None) -> float:
-    """Where a function of log s is least: the best of a grid around ``start`` and of a candidate, refined by golden sections."""
+    """The minimum of a function of log s: the best of a grid around ``start`` and a candidate, refined by golden-section search."""
     low, high = start - 24 * _STEP, start + 8 * _STEP
     values = {low + i * _STEP: function(low + i * _STEP) for i in range(33)}
     while min(values, key=values.__getitem__) == low:

@@ -1,7 +1,7 @@
 """Divergences of variational inference over a network's weights, in nats, summed over the weights.
 
-Each is KL(q || p) of a variational distribution q and a prior p of P weights. An evidence lower bound divides it by the number
-of training samples; see :func:`~lightning_uq.losses.elbo_loss`.
+Each is KL(q || p) between a variational distribution q and a prior p over P weights. An evidence lower bound divides it by the
+number of training samples; see :func:`~lightning_uq.losses.elbo_loss`.
 """
 
 import math
@@ -14,7 +14,7 @@ from lightning_uq.functional.normal import log_density
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.validation import check_positive, check_shape
 
-_RIDGE = 1e-6  # the original's, on W W^T
+_RIDGE = 1e-6  # added to W W^T, as in the original
 
 
 def diagonal_gaussian_kl(mean: Tensor, std: Tensor, prior_std: float = 1.0) -> Tensor:
@@ -24,11 +24,11 @@ def diagonal_gaussian_kl(mean: Tensor, std: Tensor, prior_std: float = 1.0) -> T
 
     Args:
         mean: Means of the P weights, of any shape.
-        std: Their standard deviations, above zero, of the same shape.
-        prior_std: The prior's standard deviation.
+        std: Standard deviations of the weights, above zero, of the same shape.
+        prior_std: Standard deviation of the prior.
 
     Raises:
-        InputError: The shapes differ, or ``prior_std`` is not above zero.
+        InputError: The shapes differ, or ``prior_std`` is not positive.
 
     Source: Blundell et al., ICML 2015 (arXiv 1505.05424); ``get_analytical_diagonal_linear_model_prior_kl_fn`` of ENN.
 
@@ -39,28 +39,28 @@ def diagonal_gaussian_kl(mean: Tensor, std: Tensor, prior_std: float = 1.0) -> T
     check_shape("std", std, mean.shape)
     check_positive(prior_std=prior_std)
     mean, std = upcast(mean) / prior_std, upcast(std) / prior_std
-    std = std.clamp_min(torch.finfo(std.dtype).tiny)  # a softplus underflows, and its logarithm would be infinite
+    std = std.clamp_min(torch.finfo(std.dtype).tiny)  # a softplus can underflow, and log 0 would be infinite
     return 0.5 * (std.square() + mean.square() - 1 - 2 * std.log()).sum()
 
 
 def scale_mixture_log_prob(
     weights: Tensor, prior_std: float, second_prior_std: float = 1.0, mixture_weight: float = 1.0
 ) -> Tensor:
-    """log p(weights), summed over the last axis, where each weight is a mixture of two Gaussians of mean zero.
+    """log p(weights), summed over the last axis, where the prior of each weight is a mixture of two zero-mean Gaussians.
 
     p(w) = mixture_weight N(w; 0, prior_std^2) + (1 - mixture_weight) N(w; 0, second_prior_std^2).
 
     Args:
         weights: [..., P].
         prior_std: Standard deviation of the first component.
-        second_prior_std: That of the second.
-        mixture_weight: Probability of the first, in [0, 1].
+        second_prior_std: Standard deviation of the second component.
+        mixture_weight: Probability of the first component, in [0, 1].
 
     Returns:
         Log-densities [...].
 
     Raises:
-        InputError: A standard deviation is not above zero, or the probability is out of range.
+        InputError: A standard deviation is not positive, or the probability is out of range.
 
     Source: Blundell et al., arXiv 1505.05424, equation 7.
 
@@ -89,23 +89,23 @@ def sampled_kl(
     second_prior_std: float = 1.0,
     mixture_weight: float = 1.0,
 ) -> Tensor:
-    """log q(weights) - log p(weights) of draws from a diagonal Gaussian q: its mean over them estimates KL(q || p).
+    """log q(weights) - log p(weights) for draws from a diagonal Gaussian q; its mean over draws estimates KL(q || p).
 
-    The prior p is a scale mixture (:func:`scale_mixture_log_prob`), against which the divergence has no closed form.
+    The prior p is a scale mixture (:func:`scale_mixture_log_prob`), for which the divergence has no closed form.
 
     Args:
         weights: Draws [..., P] from q.
         mean: Means of q [P].
         std: Standard deviations of q [P], above zero.
         prior_std: Standard deviation of the prior's first component.
-        second_prior_std: That of its second.
-        mixture_weight: Probability of the first.
+        second_prior_std: Standard deviation of its second component.
+        mixture_weight: Probability of the first component.
 
     Returns:
-        One number a draw, [...].
+        One number per draw, [...].
 
     Raises:
-        InputError: The shapes do not go together, or a number is out of range.
+        InputError: The shapes do not match, or a number is out of range.
 
     Source: Blundell et al., arXiv 1505.05424, equation 2; ``get_sample_based_model_prior_kl_fn`` of ENN.
 
@@ -116,7 +116,7 @@ def sampled_kl(
     check_shape("std", std, mean.shape)
     if weights.shape[-1:] != mean.shape:
         raise InputError(
-            f"`weights` must be [..., {mean.numel()}], as `mean` is, but its shape is {list(weights.shape)}."
+            f"`weights` must be [..., {mean.numel()}], like `mean`, but its shape is {list(weights.shape)}."
         )
     log_prior = scale_mixture_log_prob(weights, prior_std, second_prior_std, mixture_weight)
     mean, std = upcast(mean), upcast(std)
@@ -127,11 +127,11 @@ def sampled_kl(
 def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -> Tensor:
     """The divergence of a linear hypermodel's weights u = z W + b, z ~ N(0, prior_std^2 I), from N(0, prior_std^2 I).
 
-    The D rows of W span the only directions in which u varies; within them, with A = W W^T + 1e-6 I,
+    u varies only in the span of the D rows of W. Within it, with A = W W^T + 1e-6 I, the divergence is
 
     [tr A - D - log det A + b^T W^T A^-1 W b / prior_std^2] / 2.
 
-    The part of b outside of them is not charged (there the divergence is infinite whatever b is).
+    The part of b outside of the span is not counted (the divergence there is infinite for any b).
 
     Args:
         weight: W [D, P].
@@ -142,7 +142,7 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
         A scalar.
 
     Raises:
-        InputError: The shapes do not go together, or ``prior_std`` is not above zero.
+        InputError: The shapes do not match, or ``prior_std`` is not positive.
 
     Source: ``get_analytical_linear_model_prior_kl_fn`` of ENN; Dwaracherla et al., arXiv 2006.07464.
 
@@ -156,7 +156,7 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
         )
     check_positive(prior_std=prior_std)
     dtype = upcast(weight).dtype
-    weight, bias = widen(weight), widen(bias)  # A is singular but for its ridge where rows are alike
+    weight, bias = widen(weight), widen(bias)  # if rows are alike, A is singular except for its ridge
     square = weight @ weight.mT + _RIDGE * torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     factor = torch.linalg.cholesky(square)
     log_det = 2 * factor.diagonal().log().sum()

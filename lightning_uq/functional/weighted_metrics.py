@@ -1,7 +1,7 @@
 """Metrics of one method's test rows under many weightings at once, such as those of a bootstrap.
 
-All take numbers per row [N] and weights [R, N] that are not negative, and return [R] in float64. A weight of k counts as k copies of the row. With
-weights of one, each is the metric of its plain name.
+All functions take numbers per row [N] and non-negative weights [R, N], and return [R] in float64. A weight of k counts as k copies of the
+row. With weights of one, each equals the unweighted metric of that name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lightning_uq.functional.validation import (
 )
 
 _ELEMENTS = 2**17
-"""Weights that a metric works on at a time, about."""
+"""Approximate number of weights that a metric processes at a time."""
 
 
 def weighted_mean(value: Tensor, weights: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ def weighted_ece(confidence: Tensor, correct: Tensor, weights: Tensor, num_bins:
         num_bins: Number of bins; see :func:`~lightning_uq.functional.calibration.bin_statistics` for their edges.
 
     Returns:
-        The error [R], as :func:`~lightning_uq.functional.expected_calibration_error` for rows of probabilities.
+        The error [R], as from :func:`~lightning_uq.functional.expected_calibration_error` for rows of probabilities.
 
     Raises:
-        InputError: A shape differs, ``confidence`` is not floating point or leaves [0, 1], or ``num_bins`` is no positive integer.
+        InputError: A shape differs, ``confidence`` is not floating point or leaves [0, 1], or ``num_bins`` is not a positive integer.
 
     Example:
         >>> weighted_ece(torch.tensor([0.75, 0.75]), torch.tensor([True, False]), torch.tensor([[1.0, 1.0], [3.0, 1.0]]))
@@ -99,15 +99,15 @@ def weighted_auroc(score: Tensor, is_ood: Tensor, weights: Tensor) -> Tensor:
     """The area under the ROC curve, [R]; rows with equal scores count half.
 
     Args:
-        score: Scores [N], higher = more out of distribution.
+        score: Scores [N]; higher is more out of distribution.
         is_ood: Labels [N].
         weights: Weights [R, N].
 
     Returns:
-        As :func:`~lightning_uq.functional.auroc`; NaN where the rows of one kind weigh nothing.
+        See :func:`~lightning_uq.functional.auroc`; NaN if all rows of one kind have weight 0.
 
     Raises:
-        InputError: A shape differs, or a score or label is unfit (see :func:`~lightning_uq.functional.ood.check_detection`).
+        InputError: A shape differs, or a score or label is invalid (see :func:`~lightning_uq.functional.ood.check_detection`).
 
     Example:
         >>> weights = torch.tensor([[1.0, 1.0, 1.0], [3.0, 1.0, 1.0]])
@@ -118,13 +118,13 @@ def weighted_auroc(score: Tensor, is_ood: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted_average_precision(score: Tensor, is_ood: Tensor, weights: Tensor, positive: Positive = "out") -> Tensor:
-    """The average precision, [R], as :func:`~lightning_uq.functional.average_precision`.
+    """The average precision, [R]; see :func:`~lightning_uq.functional.average_precision`.
 
     Args:
-        score: Scores [N], higher = more out of distribution.
+        score: Scores [N]; higher is more out of distribution.
         is_ood: Labels [N].
         weights: Weights [R, N].
-        positive: Which kind is to be found, "out" or "in".
+        positive: The kind to detect, "out" or "in".
 
     Raises:
         InputError: See :func:`weighted_auroc`; or ``positive`` is unknown.
@@ -140,14 +140,14 @@ def weighted_average_precision(score: Tensor, is_ood: Tensor, weights: Tensor, p
 def weighted_fpr_at_tpr(
     score: Tensor, is_ood: Tensor, weights: Tensor, tpr: float = 0.95, positive: Positive = "in"
 ) -> Tensor:
-    """The false positive rate where a share ``tpr`` of the positive kind is found, [R], as :func:`~lightning_uq.functional.fpr_at_tpr`.
+    """The false positive rate at a true positive rate of ``tpr``, [R]; see :func:`~lightning_uq.functional.fpr_at_tpr`.
 
     Args:
-        score: Scores [N], higher = more out of distribution.
+        score: Scores [N]; higher is more out of distribution.
         is_ood: Labels [N].
         weights: Weights [R, N].
-        tpr: The share to be found, in (0, 1).
-        positive: Which kind is to be found, "in" or "out".
+        tpr: Required true positive rate, in (0, 1).
+        positive: The kind to detect, "in" or "out".
 
     Raises:
         InputError: See :func:`weighted_auroc`; or ``tpr`` or ``positive`` is out of range.
@@ -164,7 +164,7 @@ def weighted_fpr_at_tpr(
 def _detection(
     value: Callable[[Tensor, Tensor], Tensor], score: Tensor, is_ood: Tensor, weights: Tensor, positive: Positive
 ) -> Tensor:
-    """A function of the weighted counts at each distinct score, from the most positive one on; rows are sorted once."""
+    """Compute a function of the weighted counts at each distinct score, from the most positive one on; rows are sorted once."""
     check_choice("positive", positive, ("out", "in"))
     score, is_positive = check_detection(score, is_ood)
     weights = _checked("score", score, weights)
@@ -186,7 +186,7 @@ def _detection(
 
 
 def take_columns(x: Tensor, columns: Tensor) -> Tensor:
-    """``x[:, columns]``, three times as fast on the CPU.
+    """``x[:, columns]``, but three times as fast on the CPU.
 
     Example:
         >>> take_columns(torch.tensor([[1.0, 2.0]]), torch.tensor([1, 0, 1]))
@@ -196,7 +196,7 @@ def take_columns(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def _checked(name: str, rows: Tensor, weights: Tensor) -> Tensor:
-    """The weights in float64, after a look at the shapes."""
+    """Check the shapes, and return the weights in float64."""
     check_tensor(name, rows, "[N]")
     if rows.ndim != 1 or rows.is_complex():
         raise InputError(f"`{name}` must be a tensor of real numbers [N], but it is {describe(rows)}.")

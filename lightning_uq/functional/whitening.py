@@ -1,4 +1,4 @@
-"""Cholesky factors of covariances, their inverses, and the jitter with which they exist."""
+"""Cholesky factors of covariances, their inverses, and the jitter that they need."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 
-# What the original tries, 0 and 10^-308 to 10^-1, rounds in its float32 identity to these distinct values alone.
+# In its float32 identity, the original's values, 0 and 10^-308 to 10^-1, round to these distinct values.
 _DECADES = torch.tensor([10.0**exponent for exponent in range(-45, 0)], dtype=torch.float64)
 
 DDU_JITTERS: tuple[float, ...] = (0.0, *_DECADES.float().tolist())
 
 
 def variances(covariance: Tensor) -> Tensor:
-    """The diagonal [D] of a covariance [D, D], a view, or the variances [D] themselves."""
+    """The diagonal [D] of a covariance [D, D] as a view, or the variances [D] themselves."""
     return covariance if covariance.ndim == 1 else covariance.diagonal()
 
 
 def cholesky(covariance: Tensor) -> Tensor | None:
-    """The factor [D, D], or the standard deviations [D]; None where it is not positive definite."""
+    """The Cholesky factor [D, D], or the standard deviations [D]; None if the covariance is not positive definite."""
     if covariance.ndim == 1:
         return covariance.sqrt() if bool((covariance > 0).all()) else None
     factor, info = torch.linalg.cholesky_ex(covariance)
@@ -51,10 +51,10 @@ def add_ridge(covariance: Tensor, ridge: float) -> Tensor:
 
 
 def ddu_jitter(covariance_of: Callable[[int], Tensor], number: int, at_least: float = 0.0) -> float:
-    """The smallest jitter with which all covariances factor, with no attempt that cannot differ from the one before."""
+    """The smallest jitter with which all covariances have Cholesky factors; attempts with the same outcome are skipped."""
     jitters = [jitter for jitter in DDU_JITTERS if jitter >= at_least]
     position, agreed, c = 0, 0, 0
-    # Rounding makes success no monotone function of the jitter: a rise of one class sends all others to a new attempt.
+    # Because of rounding, a larger jitter can fail again: if one class needs more, all others are tried anew.
     while agreed < number:
         covariance = covariance_of(c)
         diagonal = variances(covariance).clone()

@@ -1,4 +1,4 @@
-"""Losses: likelihoods and quantiles of numbers, categorical regression, evidence for classes, evidential regression."""
+"""Losses: likelihoods and quantiles of numbers, categorical regression, evidential classification and regression."""
 
 from lightning_uq.losses.categorical_regression import Cat2HotRegression, categorical_regression_loss
 from lightning_uq.losses.combined import CombinedLoss

@@ -1,4 +1,4 @@
-"""Regression as classification over atoms: 2-hot targets, their cross-entropy, and the layout of the outputs."""
+"""Regression as classification over atoms: 2-hot targets, the cross-entropy, and the layout of the outputs."""
 
 from collections.abc import Sequence
 
@@ -21,19 +21,19 @@ def categorical_regression_loss(
 ) -> Tensor:
     """Cross-entropy of a distribution over atoms against the 2-hot encoding of ``target - prior``.
 
-    The prediction is the mean of the atoms plus the prior, so that the atoms learn what the prior leaves.
+    The prediction is the mean over the atoms plus the prior, so the atoms learn the difference between target and prior.
 
     Args:
         logits: Logits [B, D, A], or [Z, B, D, A] over an index.
-        target: Targets [B, D], or [Z, B, D] where every index has its own; clipped, less the prior, to the atoms' range.
+        target: Targets [B, D], or [Z, B, D] if every index has its own. The target minus the prior is clipped to the atoms' range.
         atoms: Ascending atoms [A].
-        prior: Additive prior of the logits' shape without A; no gradient reaches it.
+        prior: Additive prior of the logits' shape without A; it gets no gradient.
         reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"`` for the logits' shape without A.
 
     Raises:
-        InputError: The shapes do not go together, or ``reduction`` is unknown.
+        InputError: The shapes do not match, or ``reduction`` is unknown.
 
-    Source: ``Cat2HotRegression`` of google-deepmind/enn, there for D = 1.
+    Source: ``Cat2HotRegression`` of google-deepmind/enn, which has D = 1.
 
     Example:
         >>> atoms = torch.tensor([-1.0, 0.0, 1.0])
@@ -55,7 +55,7 @@ def categorical_regression_loss(
 
 
 def join_atoms(logits: Tensor, prior: Tensor) -> Tensor:
-    """One output [..., D A + D] of logits [..., D, A] and the prior [..., D], in that order.
+    """Join logits [..., D, A] and the prior [..., D] to one output [..., D A + D], in that order.
 
     Example:
         >>> join_atoms(torch.zeros(5, 2, 9), torch.zeros(5, 2)).shape
@@ -65,10 +65,10 @@ def join_atoms(logits: Tensor, prior: Tensor) -> Tensor:
 
 
 def split_atoms(output: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
-    """Logits [..., D, A] and prior [..., D] of an output [..., D A + D]: the inverse of :func:`join_atoms`.
+    """Split an output [..., D A + D] into logits [..., D, A] and prior [..., D]: the inverse of :func:`join_atoms`.
 
     Raises:
-        InputError: The last axis is no multiple of A + 1.
+        InputError: The last axis is not a multiple of A + 1.
 
     Example:
         >>> logits, prior = split_atoms(torch.zeros(5, 20), 9)

@@ -11,20 +11,20 @@ from lightning_uq.losses.index import takes_indices
 
 
 class CombinedLoss(nn.Module):
-    """sum_i weight_i * loss_i: of losses of outputs and targets, or of regularizers of a network and its inputs.
+    """sum_i weight_i * loss_i, for losses of outputs and targets, or for regularizers of a network and its inputs.
 
-    All are called with the same arguments. Losses that are modules become submodules: their state moves and is saved with
-    this one. What the network records (BatchNorm's statistics) stays in the network, so that nothing is lost in the sum.
+    All are called with the same arguments. Losses that are modules become submodules, so their state moves and is saved with this
+    one. State that the network records (BatchNorm statistics) stays in the network.
 
-    Where one of the losses is a loss over indices (:class:`JointLoss`), so is the sum; the others are then averaged over
-    the indices.
+    If one of the losses is a loss over indices (:class:`JointLoss`), so is the sum, and the other losses are averaged over the
+    indices.
 
     Args:
         losses: The losses.
-        weights: One weight for each; 1 by default.
+        weights: One weight per loss; default 1.
 
     Raises:
-        InputError: There is no loss, or another number of weights.
+        InputError: There is no loss, or the number of weights differs.
 
     Example:
         >>> loss = CombinedLoss([nn.CrossEntropyLoss(), lambda output, target: output.square().mean()], [1.0, 0.5])
@@ -37,8 +37,8 @@ class CombinedLoss(nn.Module):
         weights = [1.0] * len(losses) if weights is None else list(weights)
         if not losses or len(weights) != len(losses):
             raise InputError(
-                f"`losses` and `weights` must hold as many, at least one, but they hold {len(losses)} and "
-                f"{len(weights)}."
+                f"`losses` and `weights` must have the same length of at least 1, but they have {len(losses)} and "
+                f"{len(weights)} elements."
             )
         self.losses = list(losses)
         self.weights = weights
@@ -46,7 +46,7 @@ class CombinedLoss(nn.Module):
 
     @property
     def over_indices(self) -> bool:
-        """Whether the sum takes the outputs of all indices, since one of the losses does."""
+        """Whether the sum takes the outputs of all indices, because one of the losses does."""
         return any(takes_indices(loss) for loss in self.losses)
 
     def forward(self, *args: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise on the data, by index: what a module's ``data_noise=`` takes."""
+"""Noise on the data that depends on the index: values for a module's ``data_noise=``."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,19 +22,19 @@ _KINDS = ("none", "bernoulli", "exponential", "poisson", "uniform")
 
 
 class DataNoise:
-    """Noise that belongs to (sample, index): weights of the samples in each index's loss, or targets of each index.
+    """Noise that depends on (sample, index): weights of the samples in each index's loss, or targets for each index.
 
-    A subclass overrides one of the two methods, or both. Integer indices are members' numbers or seeds; what vectors are,
-    their indexer says (its ``distribution``).
+    A subclass overrides one or both of the two methods. Integer indices are member numbers or seeds. For vectors, the
+    ``distribution`` of their indexer says how they are drawn.
 
     Attributes:
-        of_targets: Whether it moves targets, which class labels cannot bear.
+        of_targets: Whether the noise changes targets, which class labels do not allow.
     """
 
     of_targets: ClassVar[bool] = False
 
     def weights(self, sample: Tensor, index: Tensor, indexer: Any = None) -> Tensor | None:
-        """Weights [Z, B] of samples [B] under indices [Z] or [Z, D]; None for 1."""
+        """Weights [Z, B] of samples [B] under indices [Z] or [Z, D]; None for weights of 1."""
         return None
 
     def targets(self, y: Tensor, sample: Tensor, index: Tensor, indexer: Any = None) -> Tensor:
@@ -48,12 +48,12 @@ class BootstrapNoise(DataNoise):
     :func:`~lightning_uq.functional.data_noise.gaussian_bootstrap_weights`.
 
     Args:
-        kind: ``"bernoulli"``, ``"exponential"``, ``"poisson"`` or ``"uniform"``; Gaussian indices know the first two, and
-            those with a unit the first alone. ``"none"`` leaves every weight at 1.
-        seed: Which bootstrap.
+        kind: ``"bernoulli"``, ``"exponential"``, ``"poisson"`` or ``"uniform"``. Gaussian indices support the first two, and
+            those with a unit only the first. ``"none"`` leaves every weight at 1.
+        seed: Selects one bootstrap.
 
     Raises:
-        InputError: An unknown kind, or one that the indices do not know.
+        InputError: The kind is unknown, or the indices do not support it.
 
     Example:
         >>> BootstrapNoise("bernoulli", seed=1).weights(torch.arange(4), torch.arange(2))
@@ -83,10 +83,10 @@ class GaussianTargetNoise(DataNoise):
 
     Args:
         std: Standard deviation, in units of the target.
-        seed: Which noise.
+        seed: Selects one realisation of the noise.
 
     Raises:
-        InputError: ``std`` is no number of at least 0.
+        InputError: ``std`` is not a number of at least 0.
 
     Example:
         >>> GaussianTargetNoise(0.1).targets(torch.zeros(4, 1), torch.arange(4), torch.arange(2)).shape
@@ -99,7 +99,7 @@ class GaussianTargetNoise(DataNoise):
     of_targets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        member_target_noise(torch.zeros(0, dtype=torch.long), 1, self.std)  # refuses what is no standard deviation
+        member_target_noise(torch.zeros(0, dtype=torch.long), 1, self.std)  # raises if `std` is invalid
 
     def targets(self, y: Tensor, sample: Tensor, index: Tensor, indexer: Any = None) -> Tensor:
         """Targets [Z, B, D] from targets [B, D]."""
@@ -120,11 +120,11 @@ class GaussianTargetNoise(DataNoise):
         return y + noise.to(y)
 
 
-_TARGETS = 2  # streams 0 and 1 are the bootstrap's
+_TARGETS = 2  # streams 0 and 1 belong to the bootstrap
 
 
 def _read(index: Tensor, indexer: Any) -> tuple[IndexDistribution, Tensor]:
-    """Where vectors come from, and the vectors at the scale that this distribution has."""
+    """The distribution of the index vectors, and the vectors at that distribution's scale."""
     distribution: IndexDistribution | None = getattr(indexer, "distribution", None)
     if distribution is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Terms of the evidential losses, each as a loss of its own: risks under a Dirichlet, and regularizers of evidence.
+"""Terms of the evidential losses as separate losses: risks under a Dirichlet, and regularizers of evidence.
 
 Evidence e >= 0 has shape [N, C, d1, ..., dk]. The concentration is alpha = e + 1, its sum is S = sum_c alpha_c, and the mean
 probabilities are alpha / S.
@@ -32,7 +32,7 @@ def dirichlet_mse_loss(
 ) -> Tensor:
     """E ||y - p||^2 under Dir(alpha): sum_c (y_c - alpha_c / S)^2 + (alpha_c / S) (1 - alpha_c / S) / (S + 1).
 
-    Arguments and errors as of :func:`~lightning_uq.losses.evidential_loss`.
+    Arguments and errors: see :func:`~lightning_uq.losses.evidential_loss`.
 
     Example:
         >>> import torch
@@ -52,9 +52,9 @@ def dirichlet_nll_loss(
     ignore_index: int = -100,
     validate_args: bool = True,
 ) -> Tensor:
-    """Type-II maximum likelihood: -log E[p_y] = log S - log alpha_y, in nats; soft targets are refused.
+    """Type-II maximum likelihood: -log E[p_y] = log S - log alpha_y, in nats. Soft targets are refused.
 
-    Arguments and errors as of :func:`~lightning_uq.losses.evidential_loss`.
+    Arguments and errors: see :func:`~lightning_uq.losses.evidential_loss`.
 
     Source: Sensoy et al., NeurIPS 2018 (arXiv 1806.01768), equation 3.
 
@@ -78,7 +78,7 @@ def dirichlet_cross_entropy_loss(
 ) -> Tensor:
     """Bayes risk of the cross-entropy: E[-sum_c y_c log p_c] = sum_c y_c (psi(S) - psi(alpha_c)), in nats.
 
-    Arguments and errors as of :func:`~lightning_uq.losses.evidential_loss`. Posterior networks call it the uncertain cross-entropy.
+    Arguments and errors: see :func:`~lightning_uq.losses.evidential_loss`. Posterior networks call it the uncertain cross-entropy.
 
     Source: Sensoy et al., NeurIPS 2018 (arXiv 1806.01768), equation 4.
 
@@ -100,10 +100,10 @@ def uniform_dirichlet_kl(
     ignore_index: int = -100,
     validate_args: bool = True,
 ) -> Tensor:
-    """KL(Dir(y + (1 - y) alpha) || Dir(1)) in nats: what the evidence says beside the true class.
+    """KL(Dir(y + (1 - y) alpha) || Dir(1)) in nats: the evidence for wrong classes.
 
-    Arguments and errors as of :func:`~lightning_uq.losses.evidential_loss`. Its ``"sum"`` is the sum of the samples' values (in uncertainty-loss
-    0.1.2 it is N times that).
+    Arguments and errors: see :func:`~lightning_uq.losses.evidential_loss`. ``"sum"`` is the sum of the samples' values (in
+    uncertainty-loss 0.1.2 it is N times that).
 
     Example:
         >>> import torch
@@ -124,12 +124,12 @@ def dirichlet_pnorm_loss(
     ignore_index: int = -100,
     validate_args: bool = True,
 ) -> Tensor:
-    """(E[(1 - p_y)^p] + sum_{j != y} E[p_j^p])^(1/p), which bounds the expected max-norm of y - p.
+    """(E[(1 - p_y)^p] + sum_{j != y} E[p_j^p])^(1/p), an upper bound of the expected max-norm of y - p.
 
-    E[p_j^p] = Gamma(S) Gamma(alpha_j + p) / (Gamma(S + p) Gamma(alpha_j)), and the same with S - alpha_y in the place of
-    alpha_j for the first term; by rising factorials in log space for an integer p.
+    E[p_j^p] = Gamma(S) Gamma(alpha_j + p) / (Gamma(S + p) Gamma(alpha_j)); the first term has S - alpha_y instead of alpha_j. An
+    integer p uses rising factorials in log space.
 
-    Other arguments and errors as of :func:`~lightning_uq.losses.evidential_loss`; soft targets are refused.
+    Soft targets are refused. For other arguments and errors see :func:`~lightning_uq.losses.evidential_loss`.
 
     Args:
         evidence: e >= 0 [N, C, d1, ..., dk].
@@ -138,7 +138,7 @@ def dirichlet_pnorm_loss(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         weight: Weight of each class [C].
         ignore_index: Class index of positions that do not count.
-        validate_args: Check the values.
+        validate_args: Whether to check the values.
 
     Source: Tsiligkaridis (arXiv 1910.04819).
 
@@ -164,18 +164,18 @@ def dirichlet_fisher_regularizer(
 ) -> Tensor:
     """1/2 sum_{j != y} (alpha_j - 1)^2 (psi'(alpha_j) - psi'(A)): information about the wrong classes.
 
-    Other arguments and errors as of :func:`~lightning_uq.losses.evidential_loss`; soft targets are refused.
+    Soft targets are refused. For other arguments and errors see :func:`~lightning_uq.losses.evidential_loss`.
 
     Args:
         evidence: e >= 0 [N, C, d1, ..., dk].
         target: Class indices, or one-hot rows.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         fisher: ``"original"``: A = S, the sum over all classes, as in uncertainty-loss 0.1.2. ``"paper"``: A = 1 + sum_{j != y}
-            alpha_j, the Dirichlet without the true class's evidence, so that this evidence does not matter. They differ by
-            up to a half; the second form follows another implementation of the paper.
+            alpha_j, so that the true class's evidence has no effect. The two differ by up to a half; the second form follows
+            another implementation of the paper.
         weight: Weight of each class [C].
         ignore_index: Class index of positions that do not count.
-        validate_args: Check the values.
+        validate_args: Whether to check the values.
 
     Source: Tsiligkaridis (arXiv 1910.04819).
 

@@ -20,22 +20,22 @@ def elbo_loss(
 ) -> Tensor:
     """Negative evidence lower bound of a training sample: kl / num_train - log_likelihood.
 
-    With the Neural Testbed's scaling the divergence is also multiplied by sqrt(temperature) * input_dim.
+    With the Neural Testbed's scaling, the divergence is also multiplied by sqrt(temperature) * input_dim.
 
     Args:
-        log_likelihood: Mean over a batch, in nats: of one index, a scalar, or of each index, [Z].
-        kl: KL(q || p) of the weights (see :mod:`lightning_uq.functional.variational`): a scalar, or an estimate an index [Z].
+        log_likelihood: Mean over a batch, in nats: a scalar for one index, or [Z] for each index.
+        kl: KL(q || p) of the weights (see :mod:`lightning_uq.functional.variational`): a scalar, or one estimate per index [Z].
         num_train: Number of training samples N.
-        temperature: T of the problem that generated the data, if it is known.
-        input_dim: Dimension of its inputs d; it goes with ``temperature``.
+        temperature: T of the problem that generated the data, if known.
+        input_dim: Dimension d of its inputs; requires ``temperature``.
 
     Returns:
-        The loss, of the shape that the two broadcast to; its mean over indices is what is minimised.
+        The loss, of the shape that the two broadcast to. Training minimises its mean over indices.
 
     Raises:
-        InputError: A number is not above zero, or only one of ``temperature`` and ``input_dim`` is given.
+        InputError: A number is not positive, or only one of ``temperature`` and ``input_dim`` is given.
 
-    Source: Blundell et al., ICML 2015 (arXiv 1505.05424); ``ElboLoss`` of ENN, which does not scale where one of the two
+    Source: Blundell et al., ICML 2015 (arXiv 1505.05424); ``ElboLoss`` of ENN, which does not scale if one of the two
     is missing.
 
     Example:
@@ -63,7 +63,7 @@ def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
         target: Class indices [B].
 
     Raises:
-        InputError: The shapes do not go together.
+        InputError: The shapes do not match.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: flo
         A scalar, or [Z].
 
     Raises:
-        InputError: The shapes do not go together, or ``noise_std`` is not above zero.
+        InputError: The shapes do not match, or ``noise_std`` is not positive.
 
     Source: ``get_awgn_loglike_fn`` of ENN.
 

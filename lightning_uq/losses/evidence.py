@@ -1,4 +1,4 @@
-"""Evidence: non-negative numbers, one per class, from a network's raw outputs."""
+"""Evidence: non-negative numbers, one per class, computed from a network's raw outputs."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -31,18 +31,18 @@ def clamped_exp(x: Tensor, clamp: float = 10.0) -> Tensor:
     """
     check_positive(clamp=clamp)
     x = upcast(x)
-    # What the gradient of torch's clamp is at a bound depends on its version.
+    # The gradient of torch's clamp at a bound depends on torch's version.
     return torch.where(x.abs() <= clamp, x, x.detach().clamp(-clamp, clamp)).exp()
 
 
 def evidence_function(name: Evidence) -> Callable[[Tensor], Tensor]:
-    """The function that turns raw outputs into evidence: one of three names, or itself.
+    """The function from raw outputs to evidence: one of three names, or a function itself.
 
-    ReLU has no gradient where all raw outputs of a row are negative: such samples are never learnt (Pandey & Yu, ICML 2023,
+    ReLU has no gradient if all raw outputs of a row are negative, so such samples are never learned (Pandey & Yu, ICML 2023,
     arXiv 2306.11113).
 
     Raises:
-        InputError: No such name.
+        InputError: The name is unknown.
 
     Example:
         >>> evidence_function("softplus")(torch.zeros(1))

@@ -26,7 +26,7 @@ def check_p_norm(p_norm: float) -> None:
 def regularized(
     loss: Tensor, rows: EvidenceRows, reg_factor: float, regularizer: Callable[[EvidenceRows], Tensor]
 ) -> Tensor:
-    """The loss plus ``reg_factor`` times the regularizer, which is not computed for a factor of 0."""
+    """The loss plus ``reg_factor`` times the regularizer, which is skipped for a factor of 0."""
     check_at_least("reg_factor", reg_factor, 0)
     return loss + reg_factor * regularizer(rows) if reg_factor > 0 else loss
 
@@ -36,7 +36,7 @@ def squared_error(rows: EvidenceRows, alpha: Tensor) -> Tensor:
     total = alpha.sum(1, keepdim=True)
     if rows.soft:
         return (rows.hot - alpha / total).square()
-    # 1 - p of the true class is what the others hold; the difference itself would lose its digits.
+    # For the true class, 1 - p equals the sum of the others; a difference would lose digits.
     rest = rows.others(alpha).sum(1, keepdim=True)
     return (torch.where(rows.hot, rest, alpha) / total).square()
 
@@ -70,7 +70,7 @@ def cross_entropy(rows: EvidenceRows) -> Tensor:
 
 
 def misleading_kl(rows: EvidenceRows) -> Tensor:
-    """KL divergence from the uniform Dirichlet of the evidence for the wrong classes."""
+    """KL divergence of the evidence for the wrong classes from the uniform Dirichlet."""
     return kl_to_uniform(rows.others(rows.evidence))
 
 

@@ -1,4 +1,4 @@
-"""Checked evidence with its targets as rows, and the weighted reduction of losses computed from them."""
+"""Checked evidence and its targets as rows, and the weighted reduction of losses computed from them."""
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class EvidenceRows:
             if validate:
                 _check_indices(target, keep, evidence.shape[1])
             if not validate or not bool(keep.all()):
-                # Whatever stands at an ignored position, NaN included, must reach neither the loss nor the gradient.
+                # The evidence at an ignored position, even NaN, must reach neither the loss nor the gradient.
                 self.keep = keep
                 evidence, target = torch.where(keep.unsqueeze(1), evidence, 0.0), torch.where(keep, target, 0)
             self.hot = torch.zeros_like(evidence, dtype=torch.bool).scatter_(1, target.long().unsqueeze(1), True)
@@ -47,7 +47,7 @@ class EvidenceRows:
         self.evidence = evidence
 
     def wide(self) -> "EvidenceRows":
-        """The same in float64."""
+        """The same rows in float64."""
         other = object.__new__(EvidenceRows)
         other.__dict__ = {**self.__dict__, "evidence": widen(self.evidence)}
         return other
@@ -57,11 +57,11 @@ class EvidenceRows:
         return (self.hot * values).sum(1)
 
     def others(self, values: Tensor) -> Tensor:
-        """Values of the wrong classes, 0 at the true one (of which a soft target leaves a share): [N, C, ...]."""
+        """Values of the wrong classes: 0 at the true class, and weighted by 1 - y for soft targets: [N, C, ...]."""
         return values * (1 - self.hot) if self.soft else values.masked_fill(self.hot, 0.0)
 
     def reduce(self, loss: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
-        """Weigh and reduce the losses [N, ...]; ignored positions count as 0."""
+        """Weight and reduce the losses [N, ...]; ignored positions count as 0."""
         check_reduction(reduction)
         total: Tensor | None = None if self.keep is None else self.keep.sum()
         if weight is not None:

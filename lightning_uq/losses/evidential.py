@@ -1,12 +1,12 @@
-"""Losses on evidence for classes: a network reports its evidence for each class, which defines a Dirichlet distribution.
+"""Losses on evidence for classes: a network predicts evidence for each class, which defines a Dirichlet distribution.
 
 Evidence e >= 0 has shape [N, C, d1, ..., dk]. The concentration is alpha = e + 1, its sum is S = sum_c alpha_c, and the mean
-probabilities are alpha / S. The functions of this file take evidence. Their modules, in
+probabilities are alpha / S. The functions of this file take evidence. Their module versions, in
 :mod:`~lightning_uq.losses.evidential_modules`, take a network's raw outputs and replace ``nn.CrossEntropyLoss``.
 
-The learned evidence is *relative*: it ranks inputs, but it does not vanish as data grow, no proper scoring rule exists for
+The learned evidence is *relative*: it ranks inputs, but it does not vanish with more data, no proper scoring rule exists for
 it, and the regularizer sets its level. It is not a calibrated epistemic uncertainty (Bengs et al., ICML 2023; Juergens et al.,
-ICML 2024; Shen et al., NeurIPS 2024), so no default of the package uses it.
+ICML 2024; Shen et al., NeurIPS 2024), so it is no default of this package.
 """
 
 import torch
@@ -41,22 +41,22 @@ def evidential_loss(
     ignore_index: int = -100,
     validate_args: bool = True,
 ) -> Tensor:
-    """A Bayes risk under Dir(alpha), plus ``reg_factor`` times the KL divergence of the misleading evidence from none.
+    """A Bayes risk under Dir(alpha), plus ``reg_factor`` times the KL divergence of the misleading evidence from zero evidence.
 
     Args:
         evidence: e >= 0 [N, C, d1, ..., dk].
-        target: Class indices [N, d1, ..., dk], or one-hot or soft rows of the evidence's shape (soft ones not for ``nll``).
-        reg_factor: Weight of :func:`uniform_dirichlet_kl`; a caller anneals it from 0.
+        target: Class indices [N, d1, ..., dk], or one-hot or soft rows of the evidence's shape (``nll`` refuses soft rows).
+        reg_factor: Weight of :func:`uniform_dirichlet_kl`; callers anneal it from 0.
         reduction: ``"none"`` for [N, d1, ..., dk], ``"sum"``, or ``"mean"``: the sum divided by the sum of the samples' weights.
         risk: ``"sse"`` (:func:`dirichlet_mse_loss`), ``"nll"`` (:func:`dirichlet_nll_loss`) or ``"cross_entropy"``
             (:func:`dirichlet_cross_entropy_loss`).
         weight: Weight of each class [C].
-        ignore_index: Class index of positions that do not count, where targets are indices. Where no position counts the
-            mean is NaN, as torch's.
-        validate_args: Check the values, which is a pass over the data and a synchronisation on a GPU. Shapes are always checked.
+        ignore_index: Class index of positions that do not count, for index targets. If no position counts, the mean is NaN, as in
+            torch.
+        validate_args: Whether to check the values: one pass over the data, and a synchronisation on a GPU. Shapes are always checked.
 
     Raises:
-        InputError: Negative evidence, shapes that differ, indices outside [0, C), rows that are no probabilities.
+        InputError: Evidence is negative, shapes differ, indices lie outside [0, C), or rows are not probabilities.
 
     Source: Sensoy et al., NeurIPS 2018 (arXiv 1806.01768), equation 5 and section 4.
 
@@ -88,14 +88,14 @@ def maxnorm_loss(
         target: Class indices [N, d1, ..., dk], or one-hot rows of the evidence's shape.
         reg_factor: Weight of :func:`dirichlet_fisher_regularizer`.
         p_norm: The p of :func:`dirichlet_pnorm_loss`.
-        reduction: See :func:`evidential_loss`, as for the arguments below.
+        reduction: See :func:`evidential_loss` for this and the arguments below.
         fisher: See :func:`dirichlet_fisher_regularizer`.
         weight: Weight of each class [C].
         ignore_index: Class index of positions that do not count.
-        validate_args: Check the values.
+        validate_args: Whether to check the values.
 
     Raises:
-        InputError: As :func:`evidential_loss`, and for soft targets.
+        InputError: See :func:`evidential_loss`; soft targets are also refused.
 
     Source: Tsiligkaridis, "Information Aware Max-Norm Dirichlet Networks" (arXiv 1910.04819).
 
@@ -121,22 +121,22 @@ def relaxed_evidential_loss(
     ignore_index: int = -100,
     validate_args: bool = True,
 ) -> Tensor:
-    """R-EDL and Re-EDL: sum_c (y_c - alpha_c / S)^2 with alpha = e + prior, and no variance term; plus the KL for R-EDL.
+    """R-EDL and Re-EDL: sum_c (y_c - alpha_c / S)^2 with alpha = e + prior, without a variance term; R-EDL adds the KL.
 
-    A smaller prior weight than 1 lets little evidence speak. Re-EDL also drops the KL (``reg_factor=0``).
+    With a prior weight below 1, little evidence has more effect. Re-EDL also drops the KL (``reg_factor=0``).
 
     Args:
         evidence: e >= 0 [N, C, d1, ..., dk].
         target: Class indices [N, d1, ..., dk], or one-hot or soft rows of the evidence's shape.
         reg_factor: Weight of :func:`uniform_dirichlet_kl`.
         prior: lambda > 0, the prior weight of each class.
-        reduction: See :func:`evidential_loss`, as for the arguments below.
+        reduction: See :func:`evidential_loss` for this and the arguments below.
         weight: Weight of each class [C].
         ignore_index: Class index of positions that do not count.
-        validate_args: Check the values.
+        validate_args: Whether to check the values.
 
     Raises:
-        InputError: As :func:`evidential_loss`, and for a ``prior`` that is not positive.
+        InputError: See :func:`evidential_loss`; ``prior`` must also be positive.
 
     Source: Chen et al., R-EDL, ICLR 2024; Chen et al., Re-EDL (arXiv 2410.00393).
 
@@ -170,13 +170,13 @@ def fisher_evidential_loss(
         target: Class indices [N, d1, ..., dk], or one-hot or soft rows of the evidence's shape.
         reg_factor: Weight of :func:`uniform_dirichlet_kl`.
         fisher_factor: Weight of the log-determinant; the authors choose it on validation data.
-        reduction: See :func:`evidential_loss`, as for the arguments below.
+        reduction: See :func:`evidential_loss` for this and the arguments below.
         weight: Weight of each class [C].
         ignore_index: Class index of positions that do not count.
-        validate_args: Check the values.
+        validate_args: Whether to check the values.
 
     Raises:
-        InputError: As :func:`evidential_loss`.
+        InputError: See :func:`evidential_loss`.
 
     Source: Deng et al., ICML 2023 (arXiv 2303.02045).
 

@@ -21,18 +21,18 @@ from lightning_uq.losses.reduction import Reduction, check_reduction
 
 
 class EvidenceLoss(nn.Module, ABC):
-    """Base of the losses that take a network's raw outputs: evidence, annealing factor, weights and reduction.
+    """Base class of losses that take a network's raw outputs; it handles evidence, annealing factor, weights and reduction.
 
     Args:
-        evidence: ``"clamped_exp"``, ``"softplus"``, ``"relu"``, or a function to non-negative evidence.
-        reg_factor: Weight of the regularizer; :meth:`forward` takes another one, for annealing.
+        evidence: ``"clamped_exp"``, ``"softplus"``, ``"relu"``, or a function that returns non-negative evidence.
+        reg_factor: Weight of the regularizer; :meth:`forward` takes another value, for annealing.
         weight: Weight of each class, C numbers.
         ignore_index: Class index of positions that do not count.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        validate_args: Check the values: a pass over the data, and a synchronisation on a GPU.
+        validate_args: Whether to check the values: one pass over the data, and a synchronisation on a GPU.
 
     Attributes:
-        prior: What is added to the evidence to make a concentration.
+        prior: The number added to the evidence to give the concentration.
 
     Raises:
         InputError: An argument is not as above.
@@ -63,11 +63,11 @@ class EvidenceLoss(nn.Module, ABC):
         self.validate_args = validate_args
 
     def concentration(self, logits: Tensor) -> Tensor:
-        """alpha = evidence + prior of raw outputs [N, C, ...], in at least float32."""
+        """alpha = evidence + prior, for raw outputs [N, C, ...], in at least float32."""
         return self.evidence(upcast(logits)) + self.prior
 
     def forward(self, logits: Tensor, target: Tensor, reg_factor: float | None = None) -> Tensor:
-        """The loss of raw outputs [N, C, d1, ..., dk] and targets, under ``reg_factor`` instead of the module's own."""
+        """The loss of raw outputs [N, C, d1, ..., dk] and targets; ``reg_factor`` overrides the module's own."""
         factor = self.reg_factor if reg_factor is None else reg_factor
         return self.of_evidence(self.evidence(upcast(logits)), target, factor)
 

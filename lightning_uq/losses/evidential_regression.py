@@ -1,9 +1,9 @@
-"""Evidential regression: a network draws a normal-inverse-gamma, hence a Student-t over the target.
+"""Evidential regression: a network predicts a normal-inverse-gamma, hence a Student-t over the target.
 
-mu ~ N(gamma, sigma^2 / nu), sigma^2 ~ Inverse-Gamma(alpha, beta), y ~ N(mu, sigma^2). The target alone does not determine
-nu: a Student-t has three parameters and the normal-inverse-gamma has four, so that nu follows from the regularizer and the
-course of the training. What is read from it ranks inputs; it is no calibrated epistemic uncertainty (Meinert et al., AAAI
-2023, arXiv 2205.10060).
+mu ~ N(gamma, sigma^2 / nu), sigma^2 ~ Inverse-Gamma(alpha, beta), y ~ N(mu, sigma^2). The target does not determine nu: a
+Student-t has three parameters and the normal-inverse-gamma has four, so nu follows from the regularizer and the course of the
+training. Scores computed from it rank inputs, but are not a calibrated epistemic uncertainty (Meinert et al., AAAI 2023, arXiv
+2205.10060).
 """
 
 from typing import Literal
@@ -20,17 +20,17 @@ from lightning_uq.losses.reduction import Reduction, check_reduction, reduce
 
 RegressionLoss = Literal["amini", "scaled", "meinert"]
 NUM_BLOCKS = {"amini": 4, "scaled": 4, "meinert": 3}
-"""Outputs a target dimension that each loss reads."""
+"""Number of outputs per target dimension, by loss."""
 
 
 def split_nig(output: Tensor, loss: RegressionLoss = "amini") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Location gamma, nu, alpha and beta, each [..., D], of raw outputs.
+    """Location gamma, nu, alpha and beta, each [..., D], from raw outputs.
 
     nu and beta are softplus(raw) + 1e-6, and alpha is 1 + softplus(raw) + 1e-6, from outputs [..., 4 D] in that order. Under
     ``"meinert"`` alpha = nu + 1, and the outputs are [..., 3 D]: location, nu, beta. Half precision is upcast to float32.
 
     Raises:
-        InputError: The last axis is no multiple of 4 (of 3).
+        InputError: The last axis is not a multiple of 4 (3 for ``"meinert"``).
 
     Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600); Meinert et al., AAAI 2023 (arXiv 2205.10060).
 
@@ -71,26 +71,26 @@ def evidential_regression_loss(
     loss: RegressionLoss = "amini",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Loss of a normal-inverse-gamma, each argument [B, D]; in float64 inside.
+    """Loss of a normal-inverse-gamma, computed in float64; each argument is [B, D].
 
     - ``"amini"``: -log St(y) + reg_factor |y - gamma| (2 nu + alpha), St the Student-t with 2 alpha degrees of freedom, location
       gamma and scale :func:`student_t_scale`;
-    - ``"scaled"``: the same, with |y - gamma| measured in that scale: the first form depends on the target's units;
-    - ``"meinert"``: log(beta / nu) + (1 + reg_factor nu) (y - gamma)^2 nu / beta, with alpha = nu + 1 by construction: the
-      Gaussian likelihood of the variance beta / nu, that the authors find the first form to behave like.
+    - ``"scaled"``: the same, with |y - gamma| measured in that scale, because the first form depends on the target's units;
+    - ``"meinert"``: log(beta / nu) + (1 + reg_factor nu) (y - gamma)^2 nu / beta, with alpha = nu + 1 by construction. This is the
+      Gaussian likelihood with variance beta / nu; the authors find that the first form behaves like it.
 
     Args:
         location: gamma.
         nu: Virtual observations of the mean, > 0.
         alpha: > 1.
         beta: > 0.
-        target: y; nothing is broadcast.
+        target: y; it is not broadcast.
         reg_factor: Weight of the regularizer.
-        loss: Which of the three.
+        loss: Name of the form.
         reduction: ``"none"`` for [B, D], ``"mean"`` over elements or ``"sum"``.
 
     Raises:
-        InputError: Shapes differ, or an argument is not as above.
+        InputError: Shapes differ, or an argument is unknown or out of range.
 
     Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600), equations 8 to 10; Meinert & Lavin (arXiv 2104.06135); Meinert et
     al., AAAI 2023 (arXiv 2205.10060).

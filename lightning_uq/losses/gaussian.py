@@ -1,4 +1,4 @@
-"""Gaussian negative log-likelihood, and the convention by which one output tensor holds means and variances."""
+"""Gaussian negative log-likelihood, and the layout of means and variances in one output tensor."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +10,7 @@ from lightning_uq.functional.validation import check_shape
 from lightning_uq.losses.reduction import Reduction, reduce
 
 MIN_VARIANCE = 1e-6
-"""Added to the softplus of a raw variance, which underflows to zero on its own."""
+"""Added to the softplus of a raw variance, which can underflow to zero."""
 
 
 def split_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,13 @@ def gaussian_nll_loss(
     Args:
         mean: Means [B, D], or [Z, B, D] over an index.
         variance: Variances of the same shape, above zero.
-        target: Targets of the same shape; [B, D] also goes with [Z, B, D]. Nothing else is broadcast: a target [B]
-            against means [B, 1] would otherwise pair every sample with every other.
+        target: Targets of the same shape; [B, D] also fits means [Z, B, D]. Nothing else is broadcast: a target [B] against
+            means [B, 1] would pair every sample with every other.
         reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"`` for the shape of ``mean``.
         full: Whether to add the constant log(2 pi) / 2, which makes it the negative log-density.
 
     Raises:
-        InputError: The shapes do not go together, or ``reduction`` is unknown.
+        InputError: The shapes do not match, or ``reduction`` is unknown.
 
     Source: Lakshminarayanan et al., arXiv 1612.01474, equation 1.
 

@@ -1,4 +1,4 @@
-"""Losses of a mean and a variance beside the Gaussian likelihood, which fits few targets well and gives up on the others."""
+"""Losses of a mean and a variance other than the Gaussian likelihood, which can neglect targets with a large variance."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from lightning_uq.losses.gaussian import MIN_VARIANCE, gaussian_nll_loss
 from lightning_uq.losses.reduction import Reduction, reduce
 
 MAX_LOG_VARIANCE = 80.0
-"""Above it, the exponential of a raw log-variance would come close to the largest float32."""
+"""Upper bound of the log-variance: above it, the exponential would come close to the largest float32."""
 
 
 def split_log_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tuple[Tensor, Tensor]:
@@ -44,10 +44,10 @@ def split_log_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tu
 def beta_nll_loss(
     mean: Tensor, variance: Tensor, target: Tensor, beta: float = 0.5, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Gaussian negative log-likelihood of each target, times its variance to the power of ``beta``, which has no gradient.
+    """Gaussian negative log-likelihood of each target, times its variance to the power of ``beta`` (without gradient).
 
-    The likelihood's gradient in the mean is divided by the variance, so targets whose variance is large early in the training are
-    fitted badly for good. ``beta = 0`` is the likelihood, and ``beta = 1`` gives the mean the gradient of a squared error.
+    The likelihood's gradient with respect to the mean is divided by the variance, so targets whose variance is large early in the
+    training may stay badly fitted. ``beta = 0`` is the likelihood; with ``beta = 1`` the mean has the gradient of a squared error.
 
     Args:
         mean: Means [B, D].
@@ -57,7 +57,7 @@ def beta_nll_loss(
         reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"``.
 
     Raises:
-        InputError: The shapes differ, or ``beta`` or ``reduction`` is not as above.
+        InputError: The shapes differ, ``beta`` is out of range, or ``reduction`` is unknown.
 
     Source: Seitzer et al., ICLR 2022 (arXiv 2203.09168).
 
@@ -73,11 +73,11 @@ def beta_nll_loss(
 
 
 def faithful_gaussian_loss(mean: Tensor, variance: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Half the squared error of the mean plus the Gaussian negative log-likelihood of the variance about a fixed mean.
+    """Half the squared error of the mean, plus the Gaussian negative log-likelihood of the variance with the mean held fixed.
 
-    0.5 (y - mu)^2 + 0.5 (log sigma^2 + (y - stop(mu))^2 / sigma^2): the mean gets the gradient of a squared error, whatever the
-    variance. The method of the paper also stops the variance's gradient at the layers that both heads share. A loss sees outputs
-    alone and cannot do that; for it, let the network detach the features that its variance is computed from.
+    0.5 (y - mu)^2 + 0.5 (log sigma^2 + (y - stop(mu))^2 / sigma^2): the mean has the gradient of a squared error, whatever the
+    variance. In the paper, the variance's gradient is also stopped at the layers that both heads share. A loss sees only outputs
+    and cannot do that; instead, let the network detach the features from which it computes the variance.
 
     Args:
         mean: Means [B, D].
@@ -103,8 +103,8 @@ def faithful_gaussian_loss(mean: Tensor, variance: Tensor, target: Tensor, reduc
 def gaussian_crps_loss(mean: Tensor, variance: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Continuous ranked probability score of a Gaussian, in closed form and in the target's units.
 
-    sigma (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)) with z = (y - mu) / sigma. It grows linearly with the error, so that targets
-    far out weigh less than under the likelihood.
+    sigma (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)) with z = (y - mu) / sigma. It grows linearly with the error, so outlying
+    targets weigh less than under the likelihood.
 
     Args:
         mean: Means [B, D].

@@ -1,7 +1,7 @@
-"""Losses over indices: one value for each index z, from outputs [Z, B, ...] and the targets of a batch.
+"""Losses over indices: one value per index z, from outputs [Z, B, ...] and the targets of a batch.
 
-A mean over the batch divides by the number of its samples B, also where samples have weights: a sample of weight two counts as
-two equal samples, not as a larger share of a fixed sum.
+A mean over the batch always divides by the number of samples B, even if samples have weights: a sample of weight two counts
+like two equal samples, and the other samples keep their weight.
 
 Source: ``enn.losses`` of google-deepmind/enn (Osband et al., arXiv 2107.08924).
 """
@@ -19,9 +19,9 @@ from lightning_uq.functional.validation import check_floating, check_integer, ch
 
 
 class IndexLoss(ABC):
-    """A loss over all indices: a module hands it outputs [Z, B, ...] at once, where any other gets one index's [B, ...].
+    """A loss over all indices: a module passes it the outputs [Z, B, ...] at once. Other losses get one index's outputs [B, ...].
 
-    What a module asks for is the attribute alone, so a loss need not be of this class: see :func:`takes_indices`.
+    A module checks only the attribute, so a loss need not inherit from this class: see :func:`takes_indices`.
 
     Attributes:
         over_indices: True.
@@ -35,9 +35,9 @@ class IndexLoss(ABC):
 
 
 def takes_indices(loss: object) -> bool:
-    """Whether ``loss(output, target)`` takes the outputs [Z, B, ...] of all indices at once, and gives one scalar.
+    """Whether ``loss(output, target)`` takes the outputs [Z, B, ...] of all indices at once and returns one scalar.
 
-    A loss says so by an attribute ``over_indices = True``. Any other takes one index's outputs [B, ...].
+    Such a loss has an attribute ``over_indices = True``. All others take one index's outputs [B, ...].
 
     Example:
         >>> takes_indices(nn.CrossEntropyLoss())
@@ -51,11 +51,11 @@ def l2_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Te
 
     Args:
         output: Outputs [Z, B, ...].
-        target: Targets [B, ...], or [Z, B, ...] where every index has its own.
+        target: Targets [B, ...], or [Z, B, ...] if every index has its own.
         weights: Weights of the samples, [B] or [Z, B].
 
     Raises:
-        InputError: The shapes do not go together: nothing is broadcast, or [B] against [B, 1] would pair every sample with
+        InputError: The shapes do not match. Nothing is broadcast, because [B] against [B, 1] would pair every sample with
             every other.
 
     Example:
@@ -76,7 +76,7 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, weights: Tensor | None = 
         weights: Weights of the samples, [B] or [Z, B].
 
     Raises:
-        InputError: The shapes do not go together, or the targets are no integers.
+        InputError: The shapes do not match, or the targets are not integers.
 
     Example:
         >>> cross_entropy_loss(torch.zeros(2, 3, 2), torch.tensor([0, 1, 1]))
@@ -88,21 +88,21 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, weights: Tensor | None = 
 
 
 def each_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """The cross-entropy of each sample under each index, [Z, B, ...], of logits [Z, B, C, ...] and class indices [B, ...]."""
+    """The cross-entropy of each sample under each index, [Z, B, ...], from logits [Z, B, C, ...] and class indices [B, ...]."""
     together = upcast(logits).flatten(0, 1)
     each = F.cross_entropy(together, target.long().expand(len(logits), *target.shape).flatten(0, 1), reduction="none")
     return each.reshape(*logits.shape[:2], *each.shape[1:])
 
 
 def accuracy_error(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - accuracy of each index [Z]; weights play no part, and there is no gradient.
+    """1 - accuracy of each index [Z], unweighted and without a gradient.
 
     Args:
         logits: Logits [Z, B, C, ...].
         target: Class indices [B, ...].
 
     Raises:
-        InputError: The shapes do not go together, or the targets are no integers.
+        InputError: The shapes do not match, or the targets are not integers.
 
     Example:
         >>> accuracy_error(torch.eye(2).expand(3, 2, 2), torch.tensor([0, 0]))
@@ -114,7 +114,7 @@ def accuracy_error(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over the batch [Z] of losses [Z, B, ...], each sample's by its weight; NaN for an empty batch.
+    """Mean over the batch [Z] of losses [Z, B, ...], each times its sample's weight; NaN for an empty batch.
 
     Args:
         losses: Losses [Z, B, ...]; further axes (pixels, target dimensions) are averaged.
@@ -143,18 +143,20 @@ def average_over_indices(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The mean of a loss over indices that are drawn anew; a module's training step takes all of a finite set instead.
+    """The mean of a loss over newly drawn indices.
+
+    A module's training step uses all indices of a finite set instead.
 
     Args:
-        loss: ``loss(output [Z, B, ...], target)``, to [Z] or a scalar.
+        loss: ``loss(output [Z, B, ...], target)``, which returns [Z] or a scalar.
         network: An :class:`~lightning_uq.networks.base.EpistemicNetwork`.
         x: Inputs [B, ...].
-        target: Their targets.
-        num_samples: Number of draws Z; those of an ensemble are draws too, with replacement.
-        generator: Source of the draws.
+        target: Targets of the inputs.
+        num_samples: Number of draws Z; for an ensemble too, indices are drawn with replacement.
+        generator: Source of the random numbers.
 
     Returns:
-        A scalar. The network runs once for all Z, so buffers that it moves (BatchNorm's) move once.
+        A scalar. The network runs once for all Z, so buffers that it updates (BatchNorm's) are updated once.
 
     Example:
         >>> from lightning_uq.networks import DeterministicNetwork
@@ -163,11 +165,11 @@ def average_over_indices(
         torch.Size([])
     """
     check_integer("num_samples", num_samples, 1)
-    index = network.sample_index(num_samples, generator)  # type: ignore[operator]  # any module with the method will do
+    index = network.sample_index(num_samples, generator)  # type: ignore[operator]  # any module with this method works
     return loss(network(x, place_index(index, x)), target).mean()
 
 
 def place_index(index: Tensor, x: Any) -> Tensor:
-    """An index where a network reads it: vectors on the device of the inputs; member numbers stay, Python reads them."""
+    """Place an index where a network reads it: vectors on the inputs' device; member numbers stay, because Python reads them."""
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
     return index.to(leaves[0].device) if leaves and index.is_floating_point() else index

@@ -30,30 +30,30 @@ def joint_nll_loss(
 ) -> Tensor:
     """-log mean_z prod_t p_z(y_t | x_t), averaged over the blocks of a batch, in nats and not divided by tau.
 
-    Its gradient weighs each hypothesis by how likely it makes all labels of a block together, so that hypotheses specialise
-    where a sum of their own losses would pull each to the same mean. With tau = 1 it is the log-loss of the mixture.
+    Its gradient weights each hypothesis by the joint probability that it gives to all labels of a block, so that hypotheses
+    specialise. A sum of their separate losses would pull all to the same mean. With tau = 1 it is the log-loss of the mixture.
 
-    Everything is summed in log space and in float64. Rows that fill no block at a batch's end are left out, so shuffle; a
-    batch that fills none is one shorter block (its rows are repeated for ``"dyadic"`` and ``"sampled"``).
+    All sums are computed in log space and in float64. Rows that do not fill a block at a batch's end are left out, so shuffle. A
+    batch smaller than a block is one shorter block (for ``"dyadic"`` and ``"sampled"`` its rows are repeated).
 
     Args:
         output: Outputs [Z, B, ...]: logits [Z, B, C], or means and raw variances [Z, B, 2 D].
         target: Class indices [B], or values [B, D] (or [Z, B, D]).
-        tau: Labels predicted together.
-        kappa: Distinct inputs among them, for ``"sampled"``; ``"dyadic"`` has two.
-        sampling: ``"consecutive"``: each tau rows of the batch are a block; ``"dyadic"``: the exact expectation over tau
-            draws from each two rows; ``"sampled"``: tau draws from each ``kappa`` rows.
+        tau: Number of labels predicted together.
+        kappa: Number of distinct inputs among them, for ``"sampled"``; ``"dyadic"`` has two.
+        sampling: ``"consecutive"``: each tau rows of the batch form a block. ``"dyadic"``: the exact expectation over tau
+            draws from each two rows. ``"sampled"``: tau draws from each ``kappa`` rows.
         likelihood: ``"categorical"`` or ``"gaussian"``.
-        generator: Source of the draws of ``"sampled"``.
+        generator: Source of the random numbers for ``"sampled"``.
 
     Returns:
-        A scalar in the outputs' dtype, float32 at least.
+        A scalar in the outputs' dtype, but at least float32.
 
     Raises:
-        InputError: The shapes do not go together, a label is out of range, or the batch is empty.
+        InputError: The shapes do not match, a label is out of range, or the batch is empty.
 
-    Source: the open request to train on it in google-deepmind/neural_testbed#1; the quantity is Osband et al., arXiv 2110.04629,
-    and the sampling of anchors Osband et al., arXiv 2202.13509.
+    Source: the open request in google-deepmind/neural_testbed#1 to train on it. The joint log-loss is from Osband et al., arXiv
+    2110.04629, and the sampling of anchors from Osband et al., arXiv 2202.13509.
 
     Example:
         >>> logits = torch.tensor([[[9.0, -9.0]] * 4, [[-9.0, 9.0]] * 4])  # two members, each sure of its own label
@@ -94,19 +94,19 @@ def _gaussian(output: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class JointLoss(IndexLoss):
-    """:func:`joint_nll_loss` as the ``loss`` of a module, which hands it the outputs of all indices at once.
+    """:func:`joint_nll_loss` as the ``loss`` of a module, which passes it the outputs of all indices at once.
 
-    For a draw of few indices it is biased towards a better loss than that of the infinite mixture's; an ensemble's members
-    all take part in every step, and an epinet should draw tens of indices (``num_train_samples``).
+    With few drawn indices it is biased: training lowers it below the loss of the infinite mixture. Ensembles use all members in
+    every step; an epinet should draw tens of indices (``num_train_samples``).
 
     Args:
-        tau: Labels predicted together.
-        kappa: Distinct inputs among them, for ``"sampled"``.
+        tau: Number of labels predicted together.
+        kappa: Number of distinct inputs among them, for ``"sampled"``.
         sampling: ``"consecutive"``, ``"dyadic"`` or ``"sampled"``.
         likelihood: ``"categorical"``, or ``"gaussian"`` for regression.
 
     Raises:
-        InputError: The settings are not defined.
+        InputError: The settings are invalid.
 
     Example:
         >>> from lightning_uq import EnsembleModule

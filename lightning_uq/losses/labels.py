@@ -1,4 +1,4 @@
-"""Losses of labels that are on or off, element by element."""
+"""Losses of binary labels, element by element."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -22,18 +22,18 @@ def label_losses(
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
 ) -> Tensor:
-    """The loss of each label, in nats, at least in float32; 0, without a gradient, where the label is unknown.
+    """The loss of each label, in nats and at least in float32. For unknown labels it is 0, without a gradient.
 
     With p = sigmoid(l) and the target y, possibly smoothed, y' = (1 - s) y + s / 2:
 
-    - ``"bce"``: -w y' log p - (1 - y') log(1 - p), as ``binary_cross_entropy_with_logits``;
+    - ``"bce"``: -w y' log p - (1 - y') log(1 - p), as in ``binary_cross_entropy_with_logits``;
     - ``"focal"``: the same times |y' - p|^gamma.
 
     Args:
         logits: Raw logits, of any shape.
-        target: 0 and 1 of any dtype, or a probability in between, of the same shape; NaN where a label is unknown.
+        target: 0 and 1 of any dtype, or probabilities, of the same shape; NaN marks unknown labels.
         loss: ``"bce"`` or ``"focal"``.
-        pos_weight: Weight w of labels that are on: a number, or one per label (the last axis).
+        pos_weight: Weight w of label 1: a number, or one per label (the last axis).
         label_smoothing: s, in [0, 1].
         focal_gamma: gamma, at least 0.
 
@@ -50,7 +50,7 @@ def label_losses(
     logits = upcast(logits)
     y = target.to(logits.dtype)
     known = ~y.isnan()
-    # Selected before the loss: even a NaN logit of an unknown label then reaches neither the loss nor the gradient.
+    # Unknown labels are replaced before the loss, so that even a NaN logit there reaches neither the loss nor the gradient.
     logits, y = torch.where(known, logits, 0.0), torch.where(known, y, 0.5)
     y = (1 - label_smoothing) * y + label_smoothing / 2
     weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=logits.dtype, device=logits.device)

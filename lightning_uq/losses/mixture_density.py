@@ -1,4 +1,4 @@
-"""Negative log-likelihood of a mixture density network, and the convention by which one output tensor holds it."""
+"""Negative log-likelihood of a mixture density network, and the layout of its parameters in one output tensor."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from lightning_uq.losses.reduction import Reduction, reduce
 def split_mixture(output: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of the weights, means and variances, each [..., D, K], of an output [..., 3 K D], in that order.
 
-    Each of the three holds the D numbers of the first component, then those of the next. variance = softplus(raw) + 1e-6. Half
-    precision is upcast to float32.
+    Each of the three blocks holds the D numbers of the first component, then those of the next. variance = softplus(raw) + 1e-6.
+    Half precision is upcast to float32.
 
     Raises:
-        InputError: The last axis is no multiple of 3 K.
+        InputError: The last axis is not a multiple of 3 K.
 
     Example:
         >>> [tuple(part.shape) for part in split_mixture(torch.zeros(5, 12), 2)]

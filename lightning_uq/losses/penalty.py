@@ -1,4 +1,4 @@
-"""Penalties of a network, added to its training loss."""
+"""Penalties on a network, added to its training loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ class Penalty(ABC):
 
 
 def not_a_prior(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is trained and no part of its name speaks of a prior."""
+    """Whether a parameter is trained, and its name does not contain "prior"."""
     return parameter.requires_grad and "prior" not in name
 
 
@@ -34,17 +34,17 @@ def l2_weight_decay(
 ) -> Tensor:
     """scale * sum p^2 over the parameters, biases included; there is no factor 1/2.
 
-    Its gradient is what the ``weight_decay`` of ``torch.optim.SGD`` or ``Adam`` of twice the scale adds, and not that of AdamW,
-    which decays beside the gradient.
+    Its gradient equals that of the ``weight_decay`` of ``torch.optim.SGD`` or ``Adam`` with twice the scale, but not that of AdamW,
+    which decays weights outside the gradient.
 
     Args:
         parameters: A module, or names and tensors.
-        scale: A factor, or a function that each parameter goes through before it is squared.
-        predicate: Called with name and parameter; the parameters for which it is False do not count. By default these are
+        scale: A factor, or a function applied to each parameter before it is squared.
+        predicate: Called with name and parameter; parameters for which it is False are left out. By default these are
             frozen ones and those with "prior" in their names.
 
     Returns:
-        A scalar; zero where no parameter counts.
+        A scalar; zero if no parameter counts.
 
     Raises:
         InputError: ``scale`` is negative.
@@ -70,7 +70,7 @@ def l2_weight_decay(
 
 @dataclass(frozen=True)
 class L2WeightDecay(Penalty):
-    """:func:`l2_weight_decay` as a module's ``regularizer``; priors, which are buffers here, have no part in it.
+    """:func:`l2_weight_decay` as a module's ``regularizer``. It leaves out priors, which are buffers in this package.
 
     Args:
         scale: Factor of the sum of squares.
@@ -85,5 +85,5 @@ class L2WeightDecay(Penalty):
     scale: float = 1.0
 
     def __call__(self, network: nn.Module, x: Any) -> Tensor:
-        """The penalty of the network; ``x`` is not looked at."""
+        """The penalty of the network; ``x`` is not used."""
         return l2_weight_decay(network, self.scale)

@@ -13,7 +13,7 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss,
 
 
 def point_loss(mean: Tensor, target: Tensor, kind: str = "mse", reduction: Reduction = "mean") -> Tensor:
-    """The squared error (``"mse"``), the absolute error (``"l1"``) or Huber's loss with delta = 1 (``"huber"``).
+    """The squared error (``"mse"``), the absolute error (``"l1"``) or the Huber loss with delta = 1 (``"huber"``).
 
     Args:
         mean: Means [B, D].

@@ -1,4 +1,4 @@
-"""Losses where there are no data: the trained part is drawn to zero on fake inputs, so that the prior speaks there."""
+"""Losses away from the data: the trained part is pulled to zero on fake inputs, so that the prior dominates there."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,14 +37,14 @@ def l2_training_penalty(train: Tensor) -> Tensor:
 
 
 def distill_mean_classification(logits: Tensor, distilled: Tensor) -> Tensor:
-    """KL(mean_z p_z || p_distilled) in nats, averaged over the batch: one output learns the mean of all.
+    """KL(mean_z p_z || p_distilled) in nats, averaged over the batch: one output learns the mean of all hypotheses.
 
     Args:
         logits: Logits [Z, B, C] over indices.
-        distilled: Logits [B, C] of the output that learns, as under the index of the mean.
+        distilled: Logits [B, C] of the output that learns, for example at the index ``mean_index``.
 
     Raises:
-        InputError: The shapes do not go together.
+        InputError: The shapes do not match.
 
     Example:
         >>> distill_mean_classification(torch.zeros(4, 3, 2), torch.zeros(3, 2))
@@ -54,21 +54,21 @@ def distill_mean_classification(logits: Tensor, distilled: Tensor) -> Tensor:
     log_mean = mean_log_probs(logits)
     mean = log_mean.exp()
     gap = log_mean - log_softmax(distilled, -1)
-    return (mean * gap.where(mean > 0, 0.0)).sum(-1).mean()  # a class without probability adds nothing
+    return (mean * gap.where(mean > 0, 0.0)).sum(-1).mean()  # a class of probability 0 adds nothing
 
 
 def distill_mean_regression(output: Tensor, distilled: Tensor) -> Tensor:
     """Mean square of f_distilled - mean_z f_z.
 
-    The original squeezes one of the two to [B], so that targets of one dimension pair every sample with every other; here
-    the shapes must be equal.
+    The original squeezes one of the two to [B], so with one target dimension every sample is paired with every other. Here the
+    shapes must be equal.
 
     Args:
         output: Means [Z, B, D] over indices.
         distilled: Means [B, D] of the output that learns.
 
     Raises:
-        InputError: The shapes do not go together.
+        InputError: The shapes do not match.
 
     Example:
         >>> distill_mean_regression(torch.ones(4, 3, 1), torch.zeros(3, 1))
@@ -79,14 +79,14 @@ def distill_mean_regression(output: Tensor, distilled: Tensor) -> Tensor:
 
 
 def distill_var_regression(output: Tensor, log_variance: Tensor) -> Tensor:
-    """:func:`variance_kl` of Var_z f_z and a predicted variance, averaged; the variance divides by Z.
+    """:func:`variance_kl` between Var_z f_z and a predicted variance, averaged. Var_z divides by Z.
 
     Args:
         output: Means [Z, B, D] over indices.
-        log_variance: Logarithms [B, D] of the variances that learn it.
+        log_variance: Logarithms [B, D] of the predicted variances.
 
     Raises:
-        InputError: The shapes do not go together.
+        InputError: The shapes do not match.
 
     Example:
         >>> distill_var_regression(torch.tensor([[[1.0]], [[-1.0]]]), torch.zeros(1, 1))
@@ -97,16 +97,16 @@ def distill_var_regression(output: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def distill_var_classification(logits: Tensor, log_variance: Tensor) -> Tensor:
-    """:func:`variance_kl` of Var_z p_z, of each sample and class, and a predicted variance, averaged.
+    """:func:`variance_kl` between Var_z p_z of each sample and class and a predicted variance, averaged.
 
-    The original takes the variance over samples and classes too, which is one number for the batch.
+    The original computes one variance for the batch, over samples and classes too.
 
     Args:
         logits: Logits [Z, B, C] over indices.
-        log_variance: Logarithms [B, C] of the variances that learn it.
+        log_variance: Logarithms [B, C] of the predicted variances.
 
     Raises:
-        InputError: The shapes do not go together.
+        InputError: The shapes do not match.
 
     Example:
         >>> logits = torch.tensor([[[9.0, -9.0]], [[-9.0, 9.0]]])
@@ -118,11 +118,11 @@ def distill_var_classification(logits: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def variance_kl(variance: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(m, variance) || N(m, exp(log_variance))) of Gaussians with one mean, element by element, in nats.
+    """KL(N(m, variance) || N(m, exp(log_variance))) of Gaussians with the same mean, element by element, in nats.
 
     Args:
-        variance: Variances; zero counts as the smallest normal number.
-        log_variance: Logarithms of the others', of the same shape.
+        variance: Variances; zero is replaced by the smallest normal number.
+        log_variance: Log-variances of the second Gaussian, of the same shape.
 
     Raises:
         InputError: The shapes differ.
@@ -141,24 +141,24 @@ def variance_kl(variance: Tensor, log_variance: Tensor) -> Tensor:
 class PriorLoss(Penalty):
     """scale * :func:`l2_training_penalty` on fake inputs x ~ N(0, input_scale^2), as a module's ``regularizer``.
 
-    Inputs have the shape of the batch's. A network is penalised for what is trained in its output
-    (``network.learned_and_prior(x, index)``). It runs in eval mode, so that fake inputs move none of its statistics;
-    gradients flow as ever.
+    Fake inputs have the shape of the batch's. The penalty is on the trained part of the network's output
+    (``network.learned_and_prior(x, index)``). The network runs in eval mode, so that fake inputs do not update its statistics;
+    gradients flow as usual.
 
-    With ``distill`` the output under the indexer's ``mean_index`` also learns the mean of the others:
+    With ``distill``, the output at the indexer's ``mean_index`` also learns the mean of the others:
     :func:`distill_mean_classification`, or :func:`distill_mean_regression` of the means of outputs [Z, B, 2 D].
 
     Args:
         scale: Factor of the penalty.
-        num_samples: Indices drawn from an infinite set; all of a finite one are taken.
+        num_samples: Number of indices drawn from an infinite set; a finite set is used completely.
         input_scale: Standard deviation of the fake inputs, in units of the network's input.
         distill: None, ``"classification"`` or ``"regression"``.
-        heads: ``"gaussian"`` where outputs are [Z, B, 2 D], means then raw variances: the means alone are penalised, as the
-            original's, which have no variance. None: all outputs.
+        heads: ``"gaussian"`` if outputs are [Z, B, 2 D], means then raw variances: only the means are penalised, as in the
+            original, which has no variances. None: all outputs.
 
     Raises:
-        InputError: The settings are out of range, the input is no floating-point tensor, or no index is that of the mean.
-        UnsupportedError: Members of an ensemble have priors of their own, which cannot be told from the rest.
+        InputError: The settings are out of range, the input is not a floating-point tensor, or there is no ``mean_index``.
+        UnsupportedError: Members of an ensemble have priors of their own, which cannot be separated from the rest.
 
     Source: ``ClassificationPriorLoss`` and ``RegressionPriorLoss`` of google-deepmind/enn, which fail with
     ``distill_index=True`` and on networks with BatchNorm.
@@ -186,11 +186,11 @@ class PriorLoss(Penalty):
             check_choice("heads", self.heads, ("gaussian",))
 
     def __call__(self, network: nn.Module, x: Any) -> Tensor:
-        """The loss, a scalar, of an epistemic network; of ``x`` [B, ...] only shape, dtype and device matter."""
+        """The loss, a scalar, of an epistemic network. Only shape, dtype and device of ``x`` [B, ...] matter."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InputError(f"PriorLoss needs a floating-point tensor as input, but it is {describe(x)}.")
         fake = torch.randn_like(x) * self.input_scale
-        index = place_index(network.training_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
+        index = place_index(network.training_index(self.num_samples), x)  # type: ignore[operator]  # an EpistemicNetwork has it
         trained_modules = [module for module in network.modules() if module.training]
         network.eval()
         try:
@@ -202,7 +202,7 @@ class PriorLoss(Penalty):
             if mean_index is None:
                 raise InputError(
                     f"distill={self.distill!r} needs a network whose indexer has a `mean_index`, but that of "
-                    f"{type(network).__name__} has none. Leave `distill` out."
+                    f"{type(network).__name__} does not. Leave `distill` out."
                 )
             distilled = _learned(network, fake, place_index(mean_index[None], x))[1][0]
         finally:
@@ -214,8 +214,8 @@ class PriorLoss(Penalty):
 
 
 def _learned(network: nn.Module, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The trained part of the outputs, and the whole."""
-    learned, prior = network.learned_and_prior(x, index)  # type: ignore[operator]  # EpistemicNetwork's
+    """The trained part of the outputs, and the whole outputs."""
+    learned, prior = network.learned_and_prior(x, index)  # type: ignore[operator]  # an EpistemicNetwork has it
     return learned, learned + prior
 
 

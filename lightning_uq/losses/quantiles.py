@@ -1,4 +1,4 @@
-"""The pinball loss of quantiles, and the convention by which one output tensor holds them."""
+"""The pinball loss of quantiles, and their layout in one output tensor."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ from lightning_uq.losses.reduction import Reduction, reduce
 def split_quantiles(output: Tensor, num_levels: int) -> Tensor:
     """Quantiles [..., D, Q] of an output [..., Q D]: the D quantiles of the first level, then those of the next.
 
-    They come as the network returns them, and may cross. Half precision is upcast to float32.
+    They are returned as the network predicts them, and may cross. Half precision is upcast to float32.
 
     Raises:
-        InputError: The last axis is no multiple of Q.
+        InputError: The last axis is not a multiple of Q.
 
     Example:
         >>> split_quantiles(torch.tensor([[1.0, 10.0, 2.0, 20.0]]), 2)
@@ -46,7 +46,7 @@ def pinball_loss(
         reduction: ``"mean"`` over all targets, ``"sum"``, or ``"none"`` for [B, D].
 
     Raises:
-        InputError: The shapes do not fit together, or ``levels`` or ``reduction`` is not as above.
+        InputError: The shapes do not match, or ``levels`` or ``reduction`` is invalid.
 
     Source: Koenker & Bassett, Econometrica 46 (1978).
 

@@ -1,4 +1,4 @@
-"""The three reductions that losses offer."""
+"""The three reductions of losses."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuse anything but the three names.
+    """Refuse names other than the three.
 
     Raises:
         InputError: The name is unknown.
@@ -19,7 +19,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def reduce(losses: Tensor, reduction: Reduction, total: Tensor | int | None = None) -> Tensor:
-    """Losses as they are (``"none"``), their sum, or their mean.
+    """Return losses unchanged (``"none"``), or their sum or mean.
 
     Args:
         losses: Losses of any shape.

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of a Student-t, and the convention by which one output tensor holds its parameters."""
+"""Negative log-likelihood of a Student-t, and the layout of its parameters in one output tensor."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,19 +10,19 @@ from lightning_uq.functional.validation import check_shape
 from lightning_uq.losses.reduction import Reduction, reduce
 
 MIN_SCALE = 1e-3
-"""Added to the softplus of a raw scale: the root of the smallest variance of a Gaussian head."""
+"""Added to the softplus of a raw scale: the square root of a Gaussian head's smallest variance."""
 MIN_DEGREES_OF_FREEDOM = 2.01
-"""Added to the softplus of raw degrees of freedom: the variance exists above 2."""
+"""Added to the softplus of raw degrees of freedom: the variance exists only above 2."""
 
 
 def split_student_t(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Location, scale and degrees of freedom, each [..., D], of a regression output [..., 3 D], in that order.
 
-    scale = softplus(raw) + 0.001 and df = softplus(raw) + 2.01, so that the variance is at most 201 scale^2. Half precision is
+    scale = softplus(raw) + 0.001 and df = softplus(raw) + 2.01, so the variance is at most 201 scale^2. Half precision is
     upcast to float32.
 
     Raises:
-        InputError: The last axis is no multiple of 3.
+        InputError: The last axis is not a multiple of 3.
 
     Example:
         >>> import torch
@@ -41,12 +41,12 @@ def split_student_t(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def student_t_nll_loss(
     location: Tensor, scale: Tensor, degrees_of_freedom: Tensor, target: Tensor, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Negative log-density of a Student-t, in nats; in float64 inside.
+    """Negative log-density of a Student-t, in nats, computed in float64.
 
     Args:
         location: Locations [B, D].
         scale: Scales of the same shape, above zero.
-        degrees_of_freedom: Of the same shape, above zero.
+        degrees_of_freedom: Degrees of freedom of the same shape, above zero.
         target: Targets of the same shape.
         reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"``.
 

@@ -9,7 +9,7 @@ from lightning_uq.functional.validation import check_floating, check_shape
 
 
 def binary_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
-    """log p(x) of independent binary inputs: summed over them, averaged over the batch, in nats.
+    """log p(x) of independent binary inputs, summed over the inputs and averaged over the batch, in nats.
 
     Args:
         x: Inputs [B, D] in [0, 1].
@@ -30,7 +30,7 @@ def binary_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def gaussian_vae_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log N(x; mean, exp(log_variance)): summed over the inputs, averaged over the batch, in nats.
+    """log N(x; mean, exp(log_variance)), summed over the inputs and averaged over the batch, in nats.
 
     Args:
         x: Inputs [B, D].
@@ -53,7 +53,7 @@ def gaussian_vae_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -
 
 
 def latent_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, I)): summed over the latents, averaged over the batch, in nats.
+    """KL(N(mean, exp(log_variance)) || N(0, I)), summed over the latents and averaged over the batch, in nats.
 
     Args:
         mean: [B, L].

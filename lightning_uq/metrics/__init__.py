@@ -1,9 +1,8 @@
-"""Metrics of uncertainty as ``torchmetrics.Metric``: each a thin shell over :mod:`lightning_uq.functional`.
+"""Metrics of uncertainty as ``torchmetrics.Metric`` classes, thin wrappers of :mod:`lightning_uq.functional`.
 
-Classification metrics take ``update(probs, target)`` or a prediction object in place of ``probs``; logits go in with the
-constructor's ``from_logits=True`` alone and are never guessed from the values. Detection metrics take
-``update(score, is_ood)``, regression metrics ``update(prediction, target)``. States are float64 at any precision of the
-module that holds them.
+Classification metrics take ``update(probs, target)``, or a prediction object instead of ``probs``. Logits need the constructor's
+``from_logits=True``; they are never guessed from the values. Detection metrics take ``update(score, is_ood)``, regression metrics
+``update(prediction, target)``. States are float64, whatever the precision of the module that holds them.
 """
 
 from lightning_uq.metrics.answered import AnsweredShare, SelectiveError

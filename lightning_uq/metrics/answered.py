@@ -1,4 +1,4 @@
-"""Metrics of predictions that are answered only if they are sure enough."""
+"""Metrics of predictions that are answered only if they are confident enough."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ class AnsweredShare(MeanMetric):
     """Share of rows that are answered, in [0, 1].
 
     Args:
-        validate_args: As of all metrics; the values are not looked at.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: As in all metrics; it has no effect here, because the values are not used.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -36,20 +36,20 @@ class AnsweredShare(MeanMetric):
         super().__init__("answered", validate_args=validate_args, **kwargs)
 
     def update(self, prediction: ClassProbabilities, target: Tensor) -> None:
-        """Add a batch of predictions that carry ``answered`` [B]; of the target, only the shape is read.
+        """Add a batch of predictions that carry ``answered`` [B]; only the shape of the target is read.
 
         Raises:
-            NotFittedError: The prediction does not carry it.
+            NotFittedError: The predictions carry no ``answered``.
         """
         self._add(answered_rows(prediction, target))
 
 
 class SelectiveError(MeanMetric):
-    """Error rate among the rows that are answered, in [0, 1]; NaN if none is.
+    """Error rate among the answered rows, in [0, 1]; NaN if no row is answered.
 
     Args:
-        validate_args: As of all metrics; the values are not looked at.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: As in all metrics; it has no effect here, because the values are not used.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ class SelectiveError(MeanMetric):
             target: Class indices [B].
 
         Raises:
-            NotFittedError: The prediction does not carry it.
+            NotFittedError: The predictions carry no ``answered``.
         """
         answered = answered_rows(prediction, target)
         self._add(prediction.label != target.to(answered.device), answered)
@@ -87,10 +87,10 @@ def answered_rows(prediction: object, target: Tensor) -> Tensor:
     """Whether each row is answered, bool [B].
 
     Raises:
-        InputError: It is no prediction of classes, or the target has another shape.
-        NotFittedError: The prediction does not tell.
+        InputError: The prediction is not one of classes, or the target has another shape.
+        NotFittedError: The prediction carries no ``answered``.
     """
     if not isinstance(prediction, ClassProbabilities):
-        raise InputError(f"`prediction` must be of classes, but it is a {type(prediction).__name__}.")
+        raise InputError(f"`prediction` must be a prediction of classes, but it is a {type(prediction).__name__}.")
     check_shape("target", target, prediction.answered.shape)
     return prediction.answered

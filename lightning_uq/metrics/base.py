@@ -1,4 +1,4 @@
-"""The base of all metrics: states that keep their precision, and a way to be drawn."""
+"""The base class of all metrics: its states keep their precision, and it can be plotted."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from lightning_uq.functional.validation import check_bool, check_floating, check
 
 
 class HasProbs(Protocol):
-    """A prediction object: anything with pooled probabilities [B, C, ...]."""
+    """A prediction object: any object with pooled probabilities [B, C, ...]."""
 
     @property
     def probs(self) -> Tensor:
@@ -23,19 +23,19 @@ class HasProbs(Protocol):
 
 
 class UncertaintyMetric(Metric):
-    """Base of the metrics: float64 states that no change of a module's precision touches.
+    """Base class of the metrics, with float64 states that a change of a module's precision does not affect.
 
-    torchmetrics shields a state from ``module.half()``, but not from ``module.to(torch.bfloat16)``, which is what
-    Lightning calls under ``precision="bf16-true"``: a count in bfloat16 stops at 256. Here a state follows the module's
-    device alone; ``set_dtype`` still converts it on purpose. Sums and rows are float64 (float32 on MPS, which has none).
+    torchmetrics protects a state from ``module.half()``, but not from ``module.to(torch.bfloat16)``, which Lightning calls under
+    ``precision="bf16-true"``: a count in bfloat16 stops at 256. Here a state follows only the module's device; ``set_dtype`` still
+    converts it. Sums and rows are float64 (float32 on MPS, which has no float64).
 
-    Curves that :meth:`plot` draws show the state of this process; inside ``with metric.sync_context():`` on every rank,
-    that of all.
+    Curves of :meth:`plot` show the state of this process; inside ``with metric.sync_context():`` on every rank, the state of
+    all ranks.
 
     Args:
-        validate_args: Check the values of each batch (a pass over the data, and a synchronisation on a GPU). Shapes and
-            dtypes are always checked.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch (one pass over the data, and a synchronisation on a GPU). Shapes
+            and dtypes are always checked.
+        kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     is_differentiable: bool | None = False
@@ -50,26 +50,26 @@ class UncertaintyMetric(Metric):
     def _add_sum(self, name: str, *shape: int) -> None:
         """Register a state that is summed over batches and ranks.
 
-        Names differ by what is summed: a ``MetricCollection`` lets metrics share states that have the same names and, on
+        Its name must differ by what is summed: a ``MetricCollection`` lets metrics share states that have the same names and, on
         the first batch, the same values.
         """
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _add_rows(self, name: str, dtype: torch.dtype = torch.float64) -> None:
-        """Register a state that keeps a number per row, concatenated over batches and ranks."""
+        """Register a state with one number per row, concatenated over batches and ranks."""
         self.add_state(name, [], dist_reduce_fx="cat")
         self._row_dtypes[name] = dtype
 
     def _append(self, name: str, values: Tensor) -> None:
         dtype = self._row_dtypes[name]
-        if not self.is_differentiable:  # a kept row must not keep its graph
+        if not self.is_differentiable:  # stored rows must not keep their graph
             values = values.detach()
         getattr(self, name).append(widen(values) if dtype == torch.float64 else values.to(dtype))
 
     def _rows(self, name: str) -> Tensor:
-        """All rows of a state as one vector, empty where there are none."""
+        """All rows of a state as one vector, which may be empty."""
         state, dtype = getattr(self, name), self._row_dtypes[name]
-        if isinstance(state, Tensor):  # synchronised
+        if isinstance(state, Tensor):  # after synchronisation
             state = [state]
         if not state:
             empty = torch.empty(0, device=self.device)
@@ -90,23 +90,23 @@ class UncertaintyMetric(Metric):
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        # torchmetrics stands in float32 for a rank without rows, which cannot be gathered with another dtype.
+        # torchmetrics replaces the rows of a rank without any by float32, which cannot be gathered with another dtype.
         for name in self._row_dtypes:
             setattr(self, name, [self._rows(name)])
         super()._sync_dist(dist_sync_fn, process_group=process_group)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another metric of the class has seen, or its ``metric_state``."""
+        """Merge the state of another metric of the same class, given as the metric or its ``metric_state``."""
         super().merge_state(incoming_state)
-        self._computed = None  # torchmetrics would go on to return a value computed before
+        self._computed = None  # torchmetrics would keep returning the value computed before
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw the metric.
+        """Plot the metric.
 
         Args:
-            val: One result of ``compute`` or ``forward``, or a list of them, drawn as points. Without it the metric's own
-                figure is drawn: a curve where it has one, else its value.
-            ax: A matplotlib axis to draw on; a new figure without it.
+            val: One result of ``compute`` or ``forward``, or a list of them, plotted as points. None: the metric's own figure,
+                which is a curve if it has one, otherwise its value.
+            ax: A matplotlib axis to draw on; None creates a figure.
 
         Returns:
             The figure and the axis.
@@ -136,7 +136,7 @@ class UncertaintyMetric(Metric):
 
 
 class MeanMetric(UncertaintyMetric):
-    """The mean of a per-row value, kept as one sum and one count.
+    """The mean of a value per row, stored as one sum and one count.
 
     Args:
         name: Name of the sum's state, which says what is summed.
@@ -154,22 +154,22 @@ class MeanMetric(UncertaintyMetric):
         self._add_sum("count")
 
     def _add(self, values: Tensor, known: Tensor | None = None) -> None:
-        """Add values, or those of them that a mask marks."""
+        """Add values, or only those that the mask ``known`` selects."""
         counted = values.numel() if known is None else widen(known.sum())
         kept = widen(values) if known is None else torch.where(known, widen(values), 0.0)
         setattr(self, self._sum_name, getattr(self, self._sum_name) + kept.sum())
         self.count = self.count + counted
 
     def compute(self) -> Tensor:
-        """The mean over all rows; NaN without one."""
+        """The mean over all rows; NaN without rows."""
         mean: Tensor = getattr(self, self._sum_name) / self.count
         return mean
 
 
 class MeanLoss(MeanMetric):
-    """A mean of batches' losses, each weighted by the count that it was divided by.
+    """A mean of batch losses, each weighted by the count that it was divided by.
 
-    torchmetrics' own mean looks at every value, and so waits for a GPU twice per batch.
+    torchmetrics' own mean checks every value, and so waits for a GPU twice per batch.
 
     Example:
         >>> metric = MeanLoss()
@@ -192,10 +192,10 @@ class MeanLoss(MeanMetric):
 def prediction_rows(
     prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
 ) -> tuple[Tensor, Tensor]:
-    """The arguments of a classification metric's ``update`` as rows of probabilities [N, C] and class indices [N].
+    """Convert a classification metric's ``update`` arguments to probabilities [N, C] and class indices [N].
 
     Raises:
-        InputError: ``prediction`` is neither a tensor nor has ``probs``, or the values do not fit.
+        InputError: ``prediction`` is not a tensor and has no ``probs``, or the values do not fit.
     """
     if not isinstance(prediction, Tensor):
         return classification_rows(get_probs(prediction), target, validate=validate)
@@ -205,7 +205,7 @@ def prediction_rows(
 
 
 def get_probs(prediction: HasProbs) -> Tensor:
-    """``prediction.probs``, or the error that says what was expected."""
+    """``prediction.probs``, or an error that says what was expected."""
     probs = getattr(prediction, "probs", None)
     if not isinstance(probs, Tensor):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Calibration metrics: do probabilities mean what they say?"""
+"""Calibration metrics: the agreement of predicted probabilities with observed frequencies."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,25 +16,25 @@ from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_ro
 class ExpectedCalibrationError(UncertaintyMetric):
     """Binned calibration error: the gap between confidence and accuracy.
 
-    Confidences are binned by (lo, hi], 0 in the first bin and exactly 1 in the last. With uniform bins the state is three
-    numbers a bin, whatever the size of the data set; equal-mass bins need every confidence. Formulas:
+    Confidences are binned by (lo, hi]; 0 is in the first bin and 1 in the last. With uniform bins the state is three numbers per
+    bin, whatever the size of the data set; equal-mass bins need every confidence. Formulas:
     :func:`lightning_uq.functional.calibration_error`.
 
     The plug-in estimate is biased upwards: a perfectly calibrated model scores about 0.07 at 200 rows and 0.01 at 10,000.
-    ``norm="l2", debiased=True`` is not. Neither is a proper score; report them beside one.
+    ``norm="l2", debiased=True`` is not biased. Neither is a proper score, so report one as well.
 
     Args:
         num_bins: Number of bins.
         norm: "l1" for the usual ECE, "l2" for the root mean squared gap, "max" for the largest gap of a bin.
         binning: "uniform" for bins of equal width, "adaptive" for bins of equal mass (equal confidences share a bin).
-        debiased: Subtract each bin's sampling variance (Kumar et al.); for ``norm="l2"`` alone.
-        classwise: Bin each class's probability, not the top label's alone.
-        from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        debiased: Whether to subtract each bin's sampling variance (Kumar et al.); only for ``norm="l2"``.
+        classwise: Whether to bin each class's probability, instead of only the top label's.
+        from_logits: Whether ``update`` takes logits instead of probabilities.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        InputError: An argument is not one of these.
+        InputError: An argument is unknown or out of range.
 
     Source: Naeini et al., AAAI 2015; Guo et al., ICML 2017 (arXiv 1706.04599); Nixon et al. (arXiv 1904.01685) for
     adaptive, Kumar et al. (arXiv 1909.10155) for debiased, Kull et al. (arXiv 1910.12656) for class-wise.
@@ -73,7 +73,7 @@ class ExpectedCalibrationError(UncertaintyMetric):
         self.num_bins, self.norm, self.binning = num_bins, norm, binning
         self.debiased, self.classwise, self.from_logits = debiased, classwise, from_logits
         if binning == "uniform":
-            # One class until a class-wise batch says how many: zeros broadcast.
+            # The state has one class until the first class-wise batch: zeros broadcast.
             self._add_sum("bins", 3, 1, num_bins)
         else:
             self._add_rows("confidence")
@@ -88,7 +88,7 @@ class ExpectedCalibrationError(UncertaintyMetric):
             target: Class indices [B, ...].
 
         Raises:
-            InputError: The values are no probabilities or indices, or shapes differ.
+            InputError: The values are not probabilities or indices, or shapes differ.
         """
         probs, target = prediction_rows(prediction, target, self.from_logits, self.validate_args)
         confidence, correct = calibration.calibration_pairs(probs, target, self.classwise)
@@ -105,11 +105,11 @@ class ExpectedCalibrationError(UncertaintyMetric):
             self.num_classes = torch.full_like(self.num_classes, classes)
 
     def compute(self) -> Tensor:
-        """The calibration error in [0, 1]; NaN without a row."""
+        """The calibration error in [0, 1]; NaN without rows."""
         return calibration.calibration_error(self.statistics(), self.norm, self.debiased)
 
     def statistics(self) -> Tensor:
-        """The bins so far, [3, C or 1, num_bins]: rows, rows that came true, and the sum of confidences."""
+        """The bins so far, [3, C or 1, num_bins]: number of rows, number of correct rows, and sum of confidences."""
         if self.binning == "uniform":
             return self.bins
         shape = (-1, int(self.num_classes))
@@ -120,7 +120,7 @@ class ExpectedCalibrationError(UncertaintyMetric):
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
         if self.binning == "uniform" and self.classwise:
-            # A rank without a row does not know the number of classes yet.
+            # A rank without rows does not know the number of classes yet.
             own = torch.tensor([self.bins.shape[1]], device=self.device)
             widest = max(int(width) for width in dist_sync_fn(own, group=process_group or self.process_group))
             if self.bins.shape[1] == 1:
@@ -146,14 +146,14 @@ class ExpectedCalibrationError(UncertaintyMetric):
 class SmoothCalibrationError(UncertaintyMetric):
     """Smooth calibration error (smECE) of the top label: no bins to choose, and consistent as a measure of calibration.
 
-    Residuals are smoothed with a Gaussian reflected at 0 and 1, whose bandwidth is the fixed point smECE_s = s; the state
-    is a fine grid of 8,193 nodes, whatever the size of the data set. The definition stands at
+    Residuals are smoothed with a Gaussian reflected at 0 and 1, whose bandwidth is the fixed point smECE_s = s. The state is a
+    grid of 8,193 nodes, whatever the size of the data set. For the definition see
     :func:`lightning_uq.functional.smooth_calibration_error`.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Source: Blasiok & Nakkiran, ICLR 2024 (arXiv 2309.12236).
 
@@ -182,14 +182,14 @@ class SmoothCalibrationError(UncertaintyMetric):
         self.residuals = self.residuals + smooth_calibration.residual_grid(*calibration.top_label(*rows))
 
     def compute(self) -> Tensor:
-        """The smooth calibration error in [0, 1]; NaN without a row."""
+        """The smooth calibration error in [0, 1]; NaN without rows."""
         return smooth_calibration.smooth_bandwidth(self.residuals)
 
     def _draw(self, ax: Any) -> None:
         bandwidth = smooth_calibration.smooth_bandwidth(self.residuals)
         residual, density = smooth_calibration.smooth_residual(self.residuals, bandwidth).cpu()
         node = torch.linspace(0, 1, len(density), dtype=density.dtype)
-        # Where there is next to no data the ratio is noise: draw the part that holds rows.
+        # With hardly any data the ratio is noise, so only the part with rows is drawn.
         shown = density > 1e-3 * density.amax()
         ax.plot([0, 1], [0, 1], linestyle="--", color="grey", label="perfect")
         ax.plot(node[shown].numpy(), (node + residual / density)[shown].numpy(), label="smoothed accuracy")

@@ -1,4 +1,4 @@
-"""Metrics of what conformal prediction gives: how many targets are covered, and how large sets and intervals are."""
+"""Metrics of conformal prediction: the share of covered targets, and the size of sets and intervals."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from lightning_uq.predictions import ClassProbabilities, LabelProbabilities, Num
 class ConformalCoverage(MeanMetric):
     """Share of targets inside their prediction set or conformal interval, in [0, 1]; missing targets (NaN) are left out.
 
-    Where a horizon's bands hold ``simultaneously``, an input counts as covered if all of its steps are.
+    With ``simultaneous``, an input with a horizon counts as covered if all of its steps are.
 
     Args:
         simultaneous: Whether the steps of a horizon [B, H, D] count together.
-        validate_args: Check that class indices lie in [0, C) and that bounds are no NaN.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check that class indices lie in [0, C) and that bounds are not NaN.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -49,8 +49,8 @@ class ConformalCoverage(MeanMetric):
             target: Class indices [B, ...], or numbers [B, D].
 
         Raises:
-            NotFittedError: The prediction carries none.
-            InputError: It is neither of classes nor of numbers, or the target does not fit it.
+            NotFittedError: The prediction carries neither.
+            InputError: The prediction is neither of classes nor of numbers, or the target does not fit it.
         """
         self._add(*covered_targets(prediction, target, self.simultaneous, validate=self.validate_args))
 
@@ -58,11 +58,11 @@ class ConformalCoverage(MeanMetric):
 class ConformalSize(MeanMetric):
     """Mean number of classes in a prediction set, or mean width of a conformal interval in the target's units; lower is better.
 
-    An empty interval, whose lower bound exceeds its upper one, has width 0.
+    An interval whose lower bound exceeds its upper bound is empty and has width 0.
 
     Args:
-        validate_args: Check that bounds are no NaN.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check that bounds are not NaN.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ class ConformalSize(MeanMetric):
         super().__init__("size", validate_args=validate_args, **kwargs)
 
     def update(self, prediction: Prediction, target: Tensor) -> None:
-        """Add a batch; see :meth:`ConformalCoverage.update`. The target only tells which numbers are known."""
+        """Add a batch; see :meth:`ConformalCoverage.update`. The target is used only to find missing values."""
         if isinstance(prediction, NumberPrediction):
             _, known = covered_targets(prediction, target, validate=self.validate_args)
             width = widen(prediction.conformal_upper) - widen(prediction.conformal_lower)
@@ -94,7 +94,7 @@ class ConformalSize(MeanMetric):
                 f"`prediction` must be of classes, labels or numbers, but it is a {type(prediction).__name__}."
             )
         if isinstance(prediction, ClassProbabilities) and self.validate_args:
-            covered_targets(prediction, target)  # raises what does not fit
+            covered_targets(prediction, target)  # raises an error if they do not fit
         self._add(prediction.set_size)
 
 
@@ -104,9 +104,9 @@ class FalseNegativeRate(MeanMetric):
     Inputs without a true label, or without a position that counts, are left out.
 
     Args:
-        by_class: Whether each label, or class, of an input has a share of its own.
-        validate_args: As of all metrics; the values are not looked at.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        by_class: Whether each label, or class, of an input has a separate share.
+        validate_args: As in all metrics; it has no effect here, because the values are not used.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -132,7 +132,7 @@ class FalseNegativeRate(MeanMetric):
 
         Args:
             prediction: A prediction with sets [B, L], or [B, C, *P] of maps.
-            target: Labels [B, L] that are 0, 1 or NaN (unknown); or classes [B, *P], with -1 where a position does not count.
+            target: Labels [B, L] that are 0, 1 or NaN (unknown), or classes [B, *P] with -1 at positions that do not count.
 
         Raises:
             NotFittedError: The prediction carries no sets.
@@ -159,17 +159,17 @@ class FalseNegativeRate(MeanMetric):
 def covered_targets(
     prediction: Prediction, target: Tensor, simultaneous: bool = False, *, validate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Whether targets lie in their set or interval, and whether they are known: bool [B], [B, D], or [B, ..., D] of a horizon.
+    """Whether targets lie in their set or interval, and whether they are known: bool [B], [B, D], or [B, ..., D] for a horizon.
 
     Args:
         prediction: A prediction with a set or an interval.
         target: Its targets.
         simultaneous: Whether all known steps of a horizon must be covered: bool [B, D].
-        validate: Whether to look at values as well as shapes.
+        validate: Whether to check values as well as shapes.
 
     Raises:
-        NotFittedError: The prediction carries none.
-        InputError: It is neither of classes nor of numbers, or the target does not fit it.
+        NotFittedError: The prediction carries neither.
+        InputError: The prediction is neither of classes nor of numbers, or the target does not fit it.
     """
     if isinstance(prediction, ClassProbabilities):
         sets = prediction.prediction_set

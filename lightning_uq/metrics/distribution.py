@@ -1,4 +1,4 @@
-"""A prediction and its targets as the metrics of regression read them."""
+"""Reading a prediction and its targets for the metrics of regression."""
 
 from torch import Tensor
 
@@ -12,9 +12,9 @@ Predicted = NumberPrediction | tuple[Tensor, Tensor]
 
 
 def as_distribution(prediction: Predicted, target: Tensor, validate: bool) -> tuple[NumberPrediction, Tensor]:
-    """The prediction, or the Gaussian mixture of a tuple (mean, variance) of tensors [Z, B, D], and its target; both checked.
+    """Check a prediction, or a Gaussian mixture as a tuple (mean, variance) of tensors [Z, B, D], and its target; return both.
 
-    A NaN in the target is a missing value, which no metric counts.
+    NaN in the target marks missing values, which the metrics ignore.
     """
     if isinstance(prediction, tuple) and len(prediction) == 2:
         regression.check_mixture(*prediction, target, validate=validate)
@@ -28,7 +28,7 @@ def as_distribution(prediction: Predicted, target: Tensor, validate: bool) -> tu
     target = aligned_target(target, prediction.target_shape)
     if validate:
         if bool(target.isinf().any()):
-            raise InputError("`target` must be finite, or NaN where it is missing, but it holds infinity.")
+            raise InputError("`target` must be finite, or NaN if it is missing, but it holds infinity.")
         if not bool(prediction.point.isfinite().all()):
             raise InputError("`prediction` must be finite, but it holds NaN or infinity.")
     return prediction, target

@@ -17,11 +17,11 @@ class MeanIoU(UncertaintyMetric):
     """Mean over the classes of the intersection over union of the predicted and the true region, pooled over the data set.
 
     Classes that are neither predicted nor among the labels are left out of the mean. The state is three integers per class,
-    whatever the number of pixels. It needs no number of classes, so a rank without a batch agrees with the others.
+    whatever the number of pixels. The number of classes need not be given, so a rank without a batch agrees with the others.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = MeanIoU()
@@ -51,7 +51,7 @@ class MeanIoU(UncertaintyMetric):
             target: Class indices [B, ...].
 
         Raises:
-            InputError: The shapes differ, a value is no class index, or a probability is NaN.
+            InputError: The shapes differ, a value is not a class index, or a probability is NaN.
         """
         scores = prediction if isinstance(prediction, Tensor) else log_probs_of(prediction)
         check_floating("prediction", scores, 2, "[B, C, ...]")
@@ -67,7 +67,7 @@ class MeanIoU(UncertaintyMetric):
             setattr(self, name, [rows])
 
     def compute(self) -> Tensor:
-        """The mean over the classes that occur; NaN without any."""
+        """The mean over the classes that occur; NaN if none does."""
         return self.per_class().nanmean()
 
     def per_class(self) -> Tensor:

@@ -1,6 +1,6 @@
-"""Metrics of prediction intervals: their score, and how narrow they are.
+"""Metrics of prediction intervals: their score, and their width.
 
-Targets that are NaN are missing: they are left out.
+NaN marks missing targets, which are left out.
 """
 
 from typing import Any
@@ -14,20 +14,20 @@ from lightning_uq.metrics.distribution import Predicted, as_distribution
 
 
 def _state(name: str, level: float) -> str:
-    """The name of a state of one level: metrics of two levels must not share it in a collection."""
+    """The name of a state for one level, because metrics of two levels must not share it in a collection."""
     return f"{name}_{float(level).hex().replace('.', '_')}"
 
 
 class IntervalScore(MeanMetric):
     """Mean interval score (Winkler score) of the central intervals, in the target's units; lower is better.
 
-    (upper - lower) + 2 / (1 - level) times the distance of a target outside. It rewards intervals that are narrow and hold as
-    many targets as they claim.
+    (upper - lower) + 2 / (1 - level) times the distance of a target outside the interval. It rewards intervals that are narrow and
+    contain as many targets as they claim.
 
     Args:
         level: Share of probability in the interval, in (0, 1).
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         InputError: ``level`` is not in (0, 1).
@@ -57,14 +57,14 @@ class IntervalScore(MeanMetric):
 
 
 class Sharpness(MeanMetric):
-    """How narrow predictions are, in the target's units: the mean width of a central interval, or the mean standard deviation.
+    """Sharpness of predictions, in the target's units: the mean width of a central interval, or the mean standard deviation.
 
-    It says nothing of whether predictions are right. Of predictions that are calibrated alike, the sharper ones are better.
+    It does not measure whether predictions are right. Among equally calibrated predictions, sharper ones are better.
 
     Args:
         level: Share of probability in the interval, in (0, 1); None takes the standard deviation.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         InputError: ``level`` is not in (0, 1).
@@ -90,7 +90,7 @@ class Sharpness(MeanMetric):
         self.level = level
 
     def update(self, prediction: Predicted, target: Tensor) -> None:
-        """Add a batch; see :meth:`RegressionNLL.update`. Only whether the targets are known is read of them."""
+        """Add a batch; see :meth:`RegressionNLL.update`. The targets are used only to find missing values."""
         found, target = as_distribution(prediction, target, self.validate_args)
         if self.level is None:
             self._add(found.variance.sqrt(), ~target.isnan())

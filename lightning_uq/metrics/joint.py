@@ -16,33 +16,32 @@ from lightning_uq.metrics.base import HasProbs, UncertaintyMetric
 class JointLogLoss(UncertaintyMetric):
     """Mean joint log-loss of tau labels predicted together, in nats and not divided by tau.
 
-    It asks what a marginal score cannot: do the hypotheses agree on which labels go together? The value falls as the
-    number of hypotheses Z grows (Jensen's inequality), so compare methods at equal Z alone.
+    It measures whether the hypotheses agree on which labels occur together, which a marginal score cannot. The value falls as the
+    number of hypotheses Z grows (Jensen's inequality), so compare methods only at equal Z.
 
-    Rows are taken in blocks of consecutive ones: pairs for "dyadic", ``kappa`` for "sampled", ``tau`` for "consecutive".
-    There are two ways to say which rows are consecutive:
+    Blocks consist of consecutive rows: pairs for "dyadic", ``kappa`` for "sampled", ``tau`` for "consecutive". The order of the rows
+    is defined in one of two ways:
 
-    - Without ``index``, the order of arrival. Rows left over by a batch wait for the next; what is left at the end is
-      dropped. The state is one sum, but on several ranks each makes blocks of its own rows and drops its own rest, so the
-      value depends on the number of ranks, and on the order of the data.
-    - With ``index``, each sample's number in the data set. Blocks are made of the sorted indices, an index seen twice (a
-      padded sampler's) counts once, and the value does not depend on batch size, order or rank. The state is Z numbers a
-      row.
+    - Without ``index``, by the order of arrival. Rows left over from a batch wait for the next; rows left at the end are dropped.
+      The state is one sum. On several ranks, each makes blocks of its own rows and drops its own rest, so the value depends on the
+      number of ranks and on the order of the data.
+    - With ``index``, by each sample's position in the data set. A position that occurs twice (from a padding sampler) counts once,
+      and the value does not depend on batch size, order or rank. The state is Z numbers per row.
 
-    ``forward`` gives the value of its batch alone, which is NaN where that holds no full block.
+    ``forward`` returns the value of its batch alone, which is NaN if the batch has no full block.
 
     Args:
-        tau: Labels predicted together.
-        kappa: Distinct inputs (anchors) among them, for "dyadic" (always 2) and "sampled".
-        sampling: "dyadic": the exact expectation over tau draws, with replacement, from each pair; no noise of drawing.
-            "sampled": one such draw from each block of ``kappa`` rows, as in ENN; the draws are a hash of (seed, number
-            of the block on its rank), the same at every batch size. "consecutive": each block of ``tau`` rows, once.
-        seed: Seed of the draws of "sampled".
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        tau: Number of labels predicted together.
+        kappa: Number of distinct inputs (anchors) among them, for "dyadic" (always 2) and "sampled".
+        sampling: "dyadic": the exact expectation over tau draws, with replacement, from each pair, without sampling noise.
+            "sampled": one such draw from each block of ``kappa`` rows, as in ENN; the draws are a hash of (seed, number of
+            the block on its rank), independent of the batch size. "consecutive": each block of ``tau`` rows once.
+        seed: Seed of the draws for "sampled".
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        InputError: An argument is not one of these, or "dyadic" with another ``kappa`` than 2.
+        InputError: An argument is unknown or out of range, or "dyadic" has a ``kappa`` other than 2.
 
     Source: Osband et al., The Neural Testbed (arXiv 2110.04629) and dyadic sampling (arXiv 2202.13509).
 
@@ -56,7 +55,7 @@ class JointLogLoss(UncertaintyMetric):
 
     is_differentiable: bool | None = True
     higher_is_better: bool | None = False
-    # A batch continues the block that the last one left open: `forward` must not start from an empty state.
+    # A batch continues the block that the last one left open, so `forward` must not start from an empty state.
     full_state_update: bool | None = True
     plot_lower_bound: float | None = 0.0
     takes_index = True
@@ -81,23 +80,23 @@ class JointLogLoss(UncertaintyMetric):
         self._add_sum(self._sum_name)
         self._add_sum("count")
         self._add_rows("carried")  # rows of the open block, [n, Z] flattened
-        self._add_rows("log_probs")  # all rows, [N, Z] flattened, where they come with an index
+        self._add_rows("log_probs")  # all rows, [N, Z] flattened, if they come with an index
         self._add_rows("index", torch.int64)
         self.add_state("num_members", torch.tensor(0), dist_reduce_fx="max")
-        self._known_members: int | None = None  # as the state, without waiting for a device
+        self._known_members: int | None = None  # also in the state, but read here without waiting for a device
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor, index: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
-            prediction: Member logits [Z, B, C], or a prediction object with member ``logits``. A calibration of one network
-                is its own, so its calibrated probabilities count; one of the mean of several says nothing about each of them, so
-                they count as they are (:func:`has_joint`).
+            prediction: Member logits [Z, B, C], or a prediction object with member ``logits``. The calibration of a single
+                network belongs to it, so its calibrated probabilities are used. A calibration of the mean of several hypotheses does not
+                apply to each of them, so they are used uncalibrated (:func:`has_joint`).
             target: Class indices [B].
-            index: The samples' numbers in the data set, integers [B]; in every update or in none.
+            index: The samples' positions in the data set, integers [B]; in every update or in none.
 
         Raises:
-            InputError: Shapes or values do not fit, the number of members changed, or ``index`` came in some updates only.
+            InputError: Shapes or values do not fit, the number of members changed, or only some updates had an ``index``.
         """
         logits = prediction if isinstance(prediction, Tensor) else _joint_logits(prediction)
         if not isinstance(logits, Tensor):
@@ -133,19 +132,19 @@ class JointLogLoss(UncertaintyMetric):
         rows = torch.cat([self._rows("carried").reshape(-1, len(log_probs)).T, log_probs], 1)
         size = joint.block_size(self.tau, self.kappa, self.sampling)
         full = rows.shape[1] // size * size
-        # Only drawn blocks depend on their number; a look at the state waits for a device.
+        # Only drawn blocks depend on their number, and reading the state waits for a device.
         loss = self._losses(rows[:, :full], int(self.count) if self.sampling == "sampled" else 0)
         setattr(self, self._sum_name, getattr(self, self._sum_name) + loss.sum())
         self.count = self.count + len(loss)
         self.carried = [rows[:, full:].detach().T.reshape(-1)]
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another metric with the same settings has seen, or its ``metric_state``, as if it had come after this one's rows.
+        """Merge the state of another metric with the same settings, or its ``metric_state``, as if its rows had come after this one's.
 
-        Without ``index`` the blocks of both stay as they are; the rows that each has left over make further ones.
+        Without ``index``, the blocks of both are kept, and the rows left over by both form further blocks.
 
         Raises:
-            InputError: The other has another class, settings or number of members, or one of the two has an ``index``.
+            InputError: The other metric has another class, settings or number of members, or only one of the two has an ``index``.
         """
         other = JointLogLoss(self.tau, self.kappa, self.sampling, self.seed)
         if isinstance(incoming_state, Metric):
@@ -163,7 +162,7 @@ class JointLogLoss(UncertaintyMetric):
         if not members:
             return
         if seen not in (0, members):
-            raise InputError(f"`incoming_state` must have {seen} members as this metric, but it has {members}.")
+            raise InputError(f"`incoming_state` must have {seen} members like this metric, but it has {members}.")
         self._known_members, self.num_members, self._computed = members, other.num_members, None
         if other._rows("index").numel():
             self._add_indexed(other._rows("log_probs").reshape(-1, members).T, other._rows("index"))
@@ -185,7 +184,7 @@ class JointLogLoss(UncertaintyMetric):
         self._known_members = None
 
     def compute(self) -> Tensor:
-        """Mean joint log-loss in nats over the full blocks; NaN, with a warning, without one."""
+        """Mean joint log-loss in nats over the full blocks; NaN, with a warning, without a full block."""
         index = self._rows("index")
         if index.numel():
             rows = self._rows("log_probs").reshape(-1, int(self.num_members))
@@ -203,16 +202,16 @@ class JointLogLoss(UncertaintyMetric):
         if count == 0:
             size = joint.block_size(self.tau, self.kappa, self.sampling)
             rank_zero_warn(
-                f"JointLogLoss has not seen {size} rows that make a joint prediction; its value is NaN.", UserWarning
+                f"JointLogLoss has not seen {size} rows with a joint prediction, so its value is NaN.", UserWarning
             )
             return torch.full_like(total, torch.nan)
         return total / count
 
 
 def has_joint(prediction: Any) -> bool:
-    """Whether a prediction of classes says how probable several labels together are.
+    """Whether a prediction of classes defines the joint probability of several labels.
 
-    It does unless a calibration acts on the mean of several hypotheses: that says nothing about each of them.
+    It does unless a calibration acts on the mean of several hypotheses, which does not apply to each of them.
 
     Example:
         >>> from lightning_uq import CategoricalPrediction
@@ -224,7 +223,7 @@ def has_joint(prediction: Any) -> bool:
 
 
 def _joint_logits(prediction: Any) -> Tensor | None:
-    """The logits [Z, B, C] of the hypotheses that predict the labels together."""
+    """The logits [Z, B, C] of the hypotheses that predict labels jointly."""
     if has_joint(prediction) and getattr(prediction, "is_calibrated", False) and prediction.has_logits:
         log_probs: Tensor = prediction.log_probs.unsqueeze(0)
         return log_probs

@@ -1,4 +1,4 @@
-"""Metrics of labels that are on or off, one or several per input; unknown labels are left out."""
+"""Metrics of binary labels, one or several per input; unknown labels are left out."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from lightning_uq.metrics.base import HasProbs, MeanMetric, UncertaintyMetric
 
 
 def label_rows(prediction: Tensor | HasProbs, target: Tensor, validate: bool) -> tuple[Tensor, Tensor]:
-    """The arguments of a label metric's ``update`` as logits [N, L] and targets [N, L] with NaN where a label is unknown.
+    """Convert a label metric's ``update`` arguments to logits [N, L] and targets [N, L] with NaN for unknown labels.
 
     Args:
-        prediction: Probabilities of a 1, [N] or [N, L]; a prediction of labels; or one of two classes.
-        target: 0 and 1 of any dtype, or a probability in between, of the same shape; NaN is an unknown label.
+        prediction: Probabilities of label 1, [N] or [N, L]; a prediction of labels; or a prediction of two classes.
+        target: 0 and 1 of any dtype, or probabilities, of the same shape; NaN marks unknown labels.
         validate: Whether to check the values.
 
     Raises:
-        InputError: Shapes differ, or the values are no probabilities.
+        InputError: Shapes differ, or the values are not probabilities.
     """
     if isinstance(prediction, Tensor):
         check_floating("prediction", prediction, 1, "[N] or [N, L]")
@@ -37,14 +37,14 @@ def label_rows(prediction: Tensor | HasProbs, target: Tensor, validate: bool) ->
     else:
         logits = _logits(prediction)
     if target.shape != logits.shape and target.ndim == logits.ndim - 1:
-        target = target.unsqueeze(1)  # labels [N] of the one logit of two classes
+        target = target.unsqueeze(1)  # two classes have one logit, and labels [N]
     check_shape("target", target, logits.shape)
     values = target.to(logits.dtype)
     if validate:
         check_no_nan("prediction", logits)
         known = values[~values.isnan()]
         if not bool(((known >= 0) & (known <= 1)).all()):
-            raise InputError("`target` must hold labels 0 and 1, probabilities in between or NaN, but it holds others.")
+            raise InputError("`target` must hold labels 0 and 1, probabilities or NaN, but it holds other values.")
     if logits.ndim == 1:
         logits, values = logits.unsqueeze(1), values.unsqueeze(1)
     return logits, values
@@ -57,16 +57,16 @@ def _logits(prediction: HasProbs) -> Tensor:
     log_probs = getattr(prediction, "log_probs", None)
     if not isinstance(log_probs, Tensor) or log_probs.ndim != 2 or log_probs.shape[1] != 2:
         raise InputError(
-            "`prediction` must be probabilities [N, L], a prediction of labels or one of two classes, but it is "
+            "`prediction` must be probabilities [N, L], a prediction of labels or a prediction of two classes, but it is "
             f"{describe(log_probs) if isinstance(log_probs, Tensor) else describe(prediction)}."
         )
     return log_probs[:, 1:] - log_probs[:, :1]
 
 
 def _known(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and targets with 0 where a label is unknown, and the mask of the known ones.
+    """Logits and targets with 0 for unknown labels, and the mask of known labels.
 
-    To leave the others out by their mask would wait for the device; a NaN among the factors would make the gradient one.
+    Indexing by a mask would wait for the device, and NaN as a factor would make the gradient NaN.
     """
     known = ~target.isnan()
     return torch.where(known, logits, 0.0), torch.where(known, target, 0.0), known
@@ -76,8 +76,8 @@ class LabelNLL(MeanMetric):
     """Mean negative log-likelihood of the known labels, in nats per label; a proper score.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = LabelNLL()
@@ -103,11 +103,11 @@ class LabelNLL(MeanMetric):
 
 
 class LabelBrierScore(MeanMetric):
-    """Mean of (p - y)^2 over the known labels, in [0, 1]; a proper score, half of that of two classes.
+    """Mean of (p - y)^2 over the known labels, in [0, 1]; a proper score, and half of the Brier score of two classes.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = LabelBrierScore()
@@ -135,8 +135,8 @@ class LabelAccuracy(MeanMetric):
     """Share of the known labels that are right at a threshold of 0.5; targets between 0 and 1 are left out.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = LabelAccuracy()
@@ -160,15 +160,15 @@ class LabelAccuracy(MeanMetric):
 
 
 class LabelCalibrationError(UncertaintyMetric):
-    """Expected calibration error of each label's probability of a 1, averaged over the labels that were seen.
+    """Expected calibration error of each label's probability, averaged over the labels that were seen.
 
     For each label, sum_b n_b / N |frequency_b - mean probability_b| over equal-width bins; the state is three numbers per label and
     bin.
 
     Args:
         num_bins: Number of bins.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         InputError: ``num_bins`` is less than 1.
@@ -191,7 +191,7 @@ class LabelCalibrationError(UncertaintyMetric):
         super().__init__(validate_args=validate_args, **kwargs)
         check_integer("num_bins", num_bins, 1)
         self.num_bins = num_bins
-        self._add_sum("label_bins", 3, 1, num_bins)  # one label until a batch says how many: zeros broadcast
+        self._add_sum("label_bins", 3, 1, num_bins)  # one label until the first batch: zeros broadcast
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :func:`label_rows`."""
@@ -203,31 +203,31 @@ class LabelCalibrationError(UncertaintyMetric):
         self.label_bins = self.label_bins + label_bin_statistics(torch.sigmoid(logits), y, self.num_bins)
 
     def statistics(self) -> Tensor:
-        """The bins so far, [3, L, num_bins]: known labels, those that are on, and the sum of their probabilities."""
+        """The bins so far, [3, L, num_bins]: number of known labels, number of labels 1, and sum of their probabilities."""
         return self.label_bins
 
     def per_label(self) -> Tensor:
-        """The error of each label [L] in [0, 1]; NaN where a label was never known."""
+        """The error of each label [L] in [0, 1]; NaN for a label that was never known."""
         return torch.stack([calibration_error(self.label_bins[:, i]) for i in range(self.label_bins.shape[1])])
 
     def compute(self) -> Tensor:
-        """The mean over the labels that were seen; NaN without one."""
+        """The mean over the labels that were seen; NaN without any."""
         return self.per_label().nanmean()
 
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        # A rank without a row does not know the number of labels yet.
+        # A rank without rows does not know the number of labels yet.
         self.label_bins = _widest(self, self.label_bins, 1, dist_sync_fn, process_group)
         super()._sync_dist(dist_sync_fn, process_group)
 
 
 class _LabelRanking(UncertaintyMetric):
-    """The base of metrics that keep every row's logits: exact, averaged over the labels with both values.
+    """Base class of exact metrics that keep every row's logits, averaged over the labels that have both values.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better: bool | None = True
@@ -250,13 +250,13 @@ class _LabelRanking(UncertaintyMetric):
         self.num_labels = torch.full_like(self.num_labels, logits.shape[1])
 
     def per_label(self) -> Tensor:
-        """The value of each label [L]; NaN where a label does not have both values."""
+        """The value of each label [L]; NaN for a label without both values."""
         shape = (-1, int(self.num_labels))
         logits, y = self._rows("label_logit").reshape(shape), self._rows("label_target").reshape(shape)
         return torch.stack([self._of_label(logits[:, i], y[:, i]) for i in range(logits.shape[1])])
 
     def compute(self) -> Tensor:
-        """The mean over the labels that have both values; NaN without one."""
+        """The mean over the labels that have both values; NaN without any."""
         return self.per_label().nanmean()
 
     def _of_label(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -268,15 +268,15 @@ class _LabelRanking(UncertaintyMetric):
 
     @abstractmethod
     def _value(self, logits: Tensor, on: Tensor) -> Tensor:
-        """The value of one label, from its logits [N] and whether each is on."""
+        """The value of one label, from its logits [N] and whether each is 1."""
 
 
 class LabelAUROC(_LabelRanking):
     """Area under the ROC curve of each label, averaged over the labels with both values; exact.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = LabelAUROC()
@@ -293,8 +293,8 @@ class LabelAveragePrecision(_LabelRanking):
     """Average precision of each label, averaged over the labels with both values; exact, without interpolation.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = LabelAveragePrecision()
@@ -310,7 +310,7 @@ class LabelAveragePrecision(_LabelRanking):
 def _widest(
     metric: UncertaintyMetric, state: Tensor, axis: int, gather: Callable[..., Any], process_group: Any | None
 ) -> Tensor:
-    """A sum of size 1 along an axis, expanded to the largest size of all ranks. A collective."""
+    """A sum of size 1 along an axis, expanded to the largest size of all ranks. Collective: call it on all ranks."""
     own = torch.tensor([state.shape[axis]], device=metric.device)
     widest = max(int(size) for size in gather(own, group=process_group or metric.process_group))
     shape = [-1] * state.ndim

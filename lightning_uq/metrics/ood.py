@@ -13,11 +13,11 @@ from lightning_uq.metrics.base import UncertaintyMetric
 
 
 class DetectionMetric(UncertaintyMetric):
-    """Base of the detection metrics: keeps each row's score and label, since all of them are exact.
+    """Base class of the detection metrics. It keeps each row's score and label, because all of them are exact.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     plot_lower_bound: float | None = 0.0
@@ -32,8 +32,8 @@ class DetectionMetric(UncertaintyMetric):
         """Add a batch.
 
         Args:
-            score: Scores [B]; higher = more out of distribution.
-            is_ood: True (or 1) where a row is out of distribution, [B].
+            score: Scores [B]; higher is more out of distribution.
+            is_ood: True (or 1) for rows that are out of distribution, [B].
 
         Raises:
             InputError: Shapes or dtypes do not fit, a score is NaN, or a label is neither 0 nor 1.
@@ -43,7 +43,7 @@ class DetectionMetric(UncertaintyMetric):
         self._append("is_ood", is_ood)
 
     def compute(self) -> Tensor:
-        """The value in [0, 1]; NaN, with a warning, where one of the two kinds has not been seen."""
+        """The value in [0, 1]; NaN, with a warning, if one of the two kinds is missing."""
         is_ood = self._rows("is_ood").bool()
         kinds = {"in-distribution": bool((~is_ood).any()), "out-of-distribution": bool(is_ood.any())}
         missing = [kind for kind, seen in kinds.items() if not seen]
@@ -60,8 +60,8 @@ class OODAUROC(DetectionMetric):
     """Area under the ROC curve: P(score_out > score_in) + 1/2 P(score_out = score_in). Exact; 0.5 is chance.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = OODAUROC()
@@ -83,12 +83,12 @@ class OODAUROC(DetectionMetric):
 class OODAUPRC(DetectionMetric):
     """Average precision, sum (R_t - R_{t-1}) P_t over the distinct scores. Exact, without interpolation.
 
-    The two choices of ``positive`` answer two questions and are not comparable: chance is the positive kind's share.
+    The two choices of ``positive`` measure different things and are not comparable: chance level is the share of the positive kind.
 
     Args:
-        positive: "out" to find out-of-distribution rows by a high score, "in" to find in-distribution rows by a low one.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        positive: "out" to detect out-of-distribution rows by a high score, "in" to detect in-distribution rows by a low score.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         InputError: ``positive`` is neither "out" nor "in".
@@ -119,22 +119,22 @@ class OODAUPRC(DetectionMetric):
 
 
 class OODFPR95(DetectionMetric):
-    """False positive rate where 95 % of the positive kind are found; rows tied at the threshold go together.
+    """False positive rate at a true positive rate of 95 %; rows tied at the threshold are accepted or rejected together.
 
-    Two numbers go by this name, so say which one you report, and compare it with the same one:
+    Two different metrics have this name, so say which one you report, and compare it only with the same one:
 
-    - ``positive="in"``: the share of out-of-distribution rows accepted by the smallest threshold, score
-      <= t, that accepts at least 95 % of the in-distribution rows.
+    - ``positive="in"``: the share of out-of-distribution rows accepted by the smallest threshold, score <= t, that accepts at
+      least 95 % of the in-distribution rows.
     - ``positive="out"``: the share of in-distribution rows flagged by the largest threshold, score >= t, that flags at
       least 95 % of the out-of-distribution rows.
 
-    ODIN (Liang et al., ICLR 2018, arXiv 1706.02690) defines "in", the default here. OpenOOD from version 1.5 on and pytorch-ood count
-    out-of-distribution rows as positive: their number is "out".
+    ODIN (Liang et al., ICLR 2018, arXiv 1706.02690) defines "in", the default here. OpenOOD from version 1.5 on and pytorch-ood treat
+    out-of-distribution rows as positive, so they report "out".
 
     Args:
-        positive: Which kind is to be found, "in" or "out".
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        positive: The kind to detect, "in" or "out".
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         InputError: ``positive`` is neither "in" nor "out".

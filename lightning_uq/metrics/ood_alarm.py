@@ -10,11 +10,11 @@ from lightning_uq.predictions import Prediction
 
 
 class OODAlarmRate(MeanMetric):
-    """Share of inputs with an ``ood_alarm``, in [0, 1]: in distribution about the ``false_alarm_rate`` of :class:`~lightning_uq.OODAlarm`.
+    """Share of inputs with an ``ood_alarm``, in [0, 1]. In distribution, it is about :class:`~lightning_uq.OODAlarm`'s ``false_alarm_rate``.
 
     Args:
-        validate_args: As of all metrics; the values are not looked at.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: As in all metrics; it has no effect here, because the values are not used.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -35,11 +35,11 @@ class OODAlarmRate(MeanMetric):
         super().__init__("alarms", validate_args=validate_args, **kwargs)
 
     def update(self, prediction: Prediction, target: Tensor | None = None) -> None:
-        """Add a batch of predictions that carry ``ood_alarm`` [B]; of the target, only the number of rows is looked at.
+        """Add a batch of predictions that carry ``ood_alarm`` [B]; only the target's number of rows is checked.
 
         Raises:
-            InputError: It is no prediction, or the target has another number of rows.
-            NotFittedError: The prediction does not carry it.
+            InputError: The argument is not a prediction, or the target has another number of rows.
+            NotFittedError: The prediction carries no ``ood_alarm``.
         """
         if not isinstance(prediction, Prediction):
             raise InputError(
@@ -47,6 +47,6 @@ class OODAlarmRate(MeanMetric):
             )
         if target is not None and len(target) != len(prediction):
             raise InputError(
-                f"`target` must have {len(prediction)} rows, as the prediction has, but it has {len(target)}."
+                f"`target` must have {len(prediction)} rows like the prediction, but it has {len(target)}."
             )
         self._add(prediction.ood_alarm)

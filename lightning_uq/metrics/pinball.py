@@ -1,4 +1,4 @@
-"""The pinball loss of predicted quantiles. Targets that are NaN are missing: they are left out."""
+"""The pinball loss of predicted quantiles. NaN marks missing targets, which are left out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ class PinballLoss(MeanMetric):
     """Mean pinball loss of the predicted quantiles at some levels, in the target's units; lower is better.
 
     Args:
-        levels: The levels in (0, 1), in increasing order. A prediction of quantiles must reach them.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        levels: The levels in (0, 1), in increasing order. They must lie inside the levels of a quantile prediction.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        InputError: ``levels`` are not as above.
+        InputError: ``levels`` are out of range or not increasing.
 
     Source: Koenker & Bassett, Econometrica 46 (1978).
 

@@ -1,4 +1,4 @@
-"""The histogram of probability integrals. Targets that are NaN are missing: they are left out."""
+"""The histogram of probability integrals. NaN marks missing targets, which are left out."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from lightning_uq.metrics.distribution import Predicted, as_distribution
 
 
 class PITHistogram(UncertaintyMetric):
-    """Distance of the probability integrals P(Y <= y) of the targets from uniform: 0 where predictions are calibrated.
+    """Distance between the distribution of the targets' probability integrals P(Y <= y) and the uniform one; 0 if calibrated.
 
-    Half the sum over bins of |share - 1 / bins|. :meth:`plot` draws the histogram: a hump shows variances that are too large, a
-    U ones that are too small, and a slope a bias.
+    It is half the sum over bins of |share - 1 / bins|. :meth:`plot` draws the histogram: a hump shows variances that are too large,
+    a U shows variances that are too small, and a slope shows a bias.
 
     Args:
         num_bins: Number of equal bins of [0, 1].
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        InputError: ``num_bins`` is no positive integer.
+        InputError: ``num_bins`` is not a positive integer.
 
     Source: Gneiting et al., JRSS B 69 (2007).
 
@@ -55,7 +55,7 @@ class PITHistogram(UncertaintyMetric):
         self.counts = self.counts + pit_counts(integral, self.num_bins, ~target.isnan())
 
     def compute(self) -> Tensor:
-        """The distance in [0, 1); NaN without a target."""
+        """The distance in [0, 1); NaN without targets."""
         return pit_distance(self.counts)
 
     def _draw(self, ax: Any) -> None:

@@ -1,6 +1,6 @@
 """Scores of regression: log-density, CRPS, and the errors of the mean.
 
-Targets that are NaN are missing: they are left out.
+NaN marks missing targets, which are left out.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from lightning_uq.metrics.distribution import Predicted, as_distribution
 
 
 class RegressionNLL(MeanMetric):
-    """Mean negative log-density of the target [B, D], in nats per row (summed over its known numbers), its log(2 pi) / 2 included.
+    """Mean negative log-density of the target [B, D], in nats per row (summed over its known numbers), with the constant log(2 pi) / 2.
 
     Args:
-        moment_matched: Score the single Gaussian with the prediction's mean and variance, as in the deep-ensembles paper's
-            table, instead of the prediction itself.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        moment_matched: Whether to score the Gaussian with the prediction's mean and variance, as in the table of the deep-ensembles
+            paper, instead of the prediction itself.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474).
 
@@ -65,11 +65,11 @@ class RegressionNLL(MeanMetric):
 class CRPS(MeanMetric):
     """Mean continuous ranked probability score of the mixture, in the target's units, averaged over rows and dimensions.
 
-    In closed form; a proper score, and less sensitive to a target far out than the log-density.
+    It is computed in closed form, is a proper score, and is less sensitive to outlying targets than the log-density.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Source: Gneiting & Raftery, JASA 102 (2007); Grimit et al., Q. J. R. Meteorol. Soc. 132 (2006).
 
@@ -97,8 +97,8 @@ class RMSE(MeanMetric):
     """Root mean squared error of the mixture's mean, in the target's units, over rows and dimensions.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch
@@ -120,7 +120,7 @@ class RMSE(MeanMetric):
         self._add((widen(found.mean) - widen(target)).square(), ~target.isnan())
 
     def compute(self) -> Tensor:
-        """The root of the mean over all rows and dimensions; NaN without one."""
+        """The root of the mean over all rows and dimensions; NaN without rows."""
         return super().compute().sqrt()
 
 
@@ -128,8 +128,8 @@ class MAE(MeanMetric):
     """Mean absolute error of the mean, or of the median of quantiles, in the target's units, over rows and dimensions.
 
     Args:
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> import torch

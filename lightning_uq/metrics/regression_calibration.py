@@ -1,4 +1,4 @@
-"""Calibration metrics of regression: coverage of intervals, and quantiles against observed shares."""
+"""Calibration metrics of regression: coverage of intervals, and quantile levels against observed shares."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,12 +15,12 @@ from lightning_uq.metrics.distribution import Predicted, as_distribution
 
 
 class IntervalCoverage(MeanMetric):
-    """Share of targets inside the mixture's central interval; calibrated where it equals the level.
+    """Share of targets inside the mixture's central interval; for calibrated predictions it equals the level.
 
     Args:
         level: Share of probability in the interval, in (0, 1).
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
         InputError: ``level`` is not in (0, 1).
@@ -40,7 +40,7 @@ class IntervalCoverage(MeanMetric):
 
     def __init__(self, level: float = 0.9, validate_args: bool = True, **kwargs: Any) -> None:
         check_open_unit("level", level)
-        # Two levels may cover the same rows of a first batch, and must not share a state in a collection.
+        # Two levels may cover the same rows of the first batch, but must not share a state in a collection.
         super().__init__(f"covered_{float(level).hex().replace('.', '_')}", validate_args=validate_args, **kwargs)
         self.level = level
 
@@ -51,22 +51,22 @@ class IntervalCoverage(MeanMetric):
 
 
 class QuantileCalibrationError(UncertaintyMetric):
-    """Distance between the levels of predicted quantiles and the shares of targets below them. :meth:`plot` draws the shares.
+    """Distance between quantile levels and the shares of targets below the predicted quantiles. :meth:`plot` draws the shares.
 
-    Kuleshov et al. add up weighted squares of these differences; "l2" is the root of their mean. Two libraries take the share of targets
+    Kuleshov et al. sum weighted squares of these differences; "l2" is the root of their mean. Two libraries use the share of targets
     inside central intervals instead: torch-uncertainty's metric of this name, at levels from 0.05 to 0.95, and uncertainty-toolbox's
-    ``mean_absolute_calibration_error`` by default, at levels from 0 to 1. The numbers are not comparable: a biased prediction errs at both
-    ends of an interval in one direction, which partly cancels.
+    ``mean_absolute_calibration_error`` by default, at levels from 0 to 1. The numbers are not comparable: a biased prediction errs at
+    both ends of an interval in one direction, which partly cancels.
 
     Args:
         num_levels: Number of levels k / (num_levels + 1).
-        levels: The levels instead, in increasing order: those of a prediction of quantiles, which knows no others.
+        levels: The levels instead, in increasing order. A quantile prediction needs its own levels here.
         norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        InputError: An argument is not one of these.
+        InputError: An argument is unknown or out of range.
 
     Source: Kuleshov et al., ICML 2018 (arXiv 1807.00263).
 
@@ -109,7 +109,7 @@ class QuantileCalibrationError(UncertaintyMetric):
         self.count = self.count + widen((~target.isnan()).sum())
 
     def compute(self) -> Tensor:
-        """The error in [0, 1]; NaN without a target."""
+        """The error in [0, 1]; NaN without targets."""
         levels = torch.tensor(self.levels, dtype=torch.float64)
         return regression.quantile_calibration_error(self.below, self.count, self.norm, levels)
 

@@ -26,13 +26,13 @@ from lightning_uq.metrics.base import HasProbs, MeanMetric, get_probs, logits_to
 class NegativeLogLikelihood(MeanMetric):
     """Mean -log p of the true class, in nats; a proper score.
 
-    A prediction object is scored by its own ``log_prob``, in log space; probabilities by their logarithm, which is
-    infinite where the true class has a probability of exactly 0.
+    A prediction object is scored by its own ``log_prob``, in log space. Probabilities are scored by their logarithm, so the value is
+    infinite if the true class has a probability of exactly 0.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = NegativeLogLikelihood()
@@ -55,10 +55,10 @@ class NegativeLogLikelihood(MeanMetric):
 
         Args:
             prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
-            target: Class indices [B, ...], or probabilities [B, C, ...], for which the mean of -sum_c t_c log p_c is taken.
+            target: Class indices [B, ...], or probabilities [B, C, ...], which are scored by the mean of -sum_c t_c log p_c.
 
         Raises:
-            InputError: The values are no probabilities or indices, or shapes differ.
+            InputError: The values are not probabilities or indices, or shapes differ.
         """
         if is_soft(prediction, target):
             log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
@@ -79,7 +79,7 @@ class NegativeLogLikelihood(MeanMetric):
 
 
 def is_soft(prediction: Tensor | HasProbs, target: Tensor) -> bool:
-    """Whether the targets are probabilities, with a class axis as the prediction has it."""
+    """Whether the targets are probabilities, with a class axis like the prediction's."""
     if not target.is_floating_point():
         return False
     return target.ndim == (prediction if isinstance(prediction, Tensor) else log_probs_of(prediction)).ndim
@@ -88,10 +88,10 @@ def is_soft(prediction: Tensor | HasProbs, target: Tensor) -> bool:
 def soft_rows(
     prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, C] of a prediction, and probabilities as its targets [N, C].
+    """Log-probabilities [N, C] of a prediction, and its target probabilities [N, C].
 
     Raises:
-        InputError: The values are no probabilities, or shapes differ.
+        InputError: The values are not probabilities, or shapes differ.
     """
     if not isinstance(prediction, Tensor):
         log_probs = log_probs_of(prediction)
@@ -109,7 +109,7 @@ def soft_rows(
 
 
 def log_probs_of(prediction: HasProbs) -> Tensor:
-    """Pooled log-probabilities [B, C, ...] of a prediction object, without leaving log space where it keeps them."""
+    """Pooled log-probabilities [B, C, ...] of a prediction object, without leaving log space if the object stores them."""
     log_probs = getattr(prediction, "log_probs", None)
     return log_probs if isinstance(log_probs, Tensor) else upcast(get_probs(prediction)).log()
 
@@ -117,10 +117,10 @@ def log_probs_of(prediction: HasProbs) -> Tensor:
 class Accuracy(MeanMetric):
     """Share of rows whose most probable class is the true one.
 
-    It is torchmetrics' micro accuracy, without a number of classes: rows of maps count one by one.
+    It equals torchmetrics' micro accuracy, but needs no number of classes. Rows of maps count individually.
 
     Args:
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = Accuracy()
@@ -145,7 +145,7 @@ class Accuracy(MeanMetric):
             target: Class indices [B, ...].
 
         Raises:
-            InputError: The values are no indices, or shapes differ.
+            InputError: The values are not class indices, or shapes differ.
         """
         if isinstance(prediction, Tensor):
             check_floating("prediction", prediction, 2, "[B, C, ...]")
@@ -163,9 +163,9 @@ class BrierScore(MeanMetric):
     """Mean squared distance between probabilities and the one-hot target, summed over classes: in [0, 2]; a proper score.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = BrierScore()
@@ -185,7 +185,7 @@ class BrierScore(MeanMetric):
         self.from_logits = from_logits
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
-        """Add a batch; see :meth:`NegativeLogLikelihood.update`. Of probabilities as targets, sum_c (p_c - t_c)^2 is taken."""
+        """Add a batch; see :meth:`NegativeLogLikelihood.update`. Target probabilities are scored by sum_c (p_c - t_c)^2."""
         if is_soft(prediction, target):
             log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
             self._add((log_probs.exp() - soft).square().sum(1))
@@ -197,9 +197,9 @@ class PredictiveEntropy(MeanMetric):
     """Mean entropy of the pooled prediction, in nats.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = PredictiveEntropy()
@@ -221,10 +221,10 @@ class PredictiveEntropy(MeanMetric):
 
         Args:
             prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
-            target: Ignored; here so that the metric can stand in a ``MetricCollection``.
+            target: Ignored; allows the metric in a ``MetricCollection``.
 
         Raises:
-            InputError: The values are no probabilities.
+            InputError: The values are not probabilities.
         """
         values = self._values(prediction)
         if self.validate_args:
@@ -243,12 +243,12 @@ class PredictiveEntropy(MeanMetric):
 
 
 class MutualInformation(MeanMetric):
-    """Mean mutual information of label and index, in nats: the members' disagreement; 0 for a single member.
+    """Mean mutual information between label and index, in nats: the members' disagreement; 0 for a single member.
 
     Args:
-        from_logits: ``update`` takes member logits instead of member probabilities.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes member logits instead of member probabilities.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Source: Houlsby et al. (arXiv 1112.5745).
 
@@ -273,10 +273,10 @@ class MutualInformation(MeanMetric):
         Args:
             prediction: Member probabilities [Z, B, C, ...] (member logits with ``from_logits``), or a prediction object
                 that has ``mutual_information`` (a pooled calibration does not change it) or member ``logits``.
-            target: Ignored; here so that the metric can stand in a ``MetricCollection``.
+            target: Ignored; allows the metric in a ``MetricCollection``.
 
         Raises:
-            InputError: The values are no probabilities, or the object has no members.
+            InputError: The values are not probabilities, or the object has no members.
         """
         values = self._values(prediction)
         if self.validate_args:

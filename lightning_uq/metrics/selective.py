@@ -1,4 +1,4 @@
-"""Selective prediction over a data set: answer the most confident rows first."""
+"""Selective prediction over a data set: the most confident rows are answered first."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_ro
 
 
 class SelectiveMetric(UncertaintyMetric):
-    """Base of the selective metrics: keeps each row's certainty -log(1 - its largest probability), and whether it is wrong.
+    """Base class of the selective metrics. It keeps each row's certainty -log(1 - largest probability), and whether it is wrong.
 
-    Logits and prediction objects rank all rows: see :func:`~lightning_uq.functional.certainty`. Probabilities that were rounded to 1 are
-    tied, so pass logits for a network that is surer than its dtype resolves (6e-8 in float32, 4e-3 in bfloat16).
+    Logits and prediction objects rank all rows: see :func:`~lightning_uq.functional.certainty`. Probabilities rounded to 1 are tied, so
+    pass logits if a network is more confident than its dtype resolves (6e-8 in float32, 4e-3 in bfloat16).
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities, which also rank the most confident rows.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better: bool | None = False
@@ -41,7 +41,7 @@ class SelectiveMetric(UncertaintyMetric):
             target: Class indices [B, ...].
 
         Raises:
-            InputError: The values are no probabilities or indices, or shapes differ.
+            InputError: The values are not probabilities or indices, or shapes differ.
         """
         rows, labels = prediction_rows(prediction, target, self.from_logits, self.validate_args)
         from_logits = isinstance(prediction, Tensor) and self.from_logits
@@ -57,15 +57,15 @@ class SelectiveMetric(UncertaintyMetric):
 class AURC(SelectiveMetric):
     """Area under the risk-coverage curve: the mean, over i, of the error rate among the i most confident rows.
 
-    Rows of equal confidence stand in no order, so the value is the expectation over their random orders.
+    The order of rows with equal confidence is random, and the value is the expectation over these orders.
 
-    Other libraries integrate the same curve by trapezoids between the coverages 1 / N and 1: torch-uncertainty divides that area by
+    Other libraries integrate the same curve by trapezoids between the coverages 1 / N and 1. torch-uncertainty divides that area by
     1 - 1 / N; fd-shifts multiplies it by 1000 and joins tied rows by one trapezoid. The differences are of the order of 1 / N.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities, which also rank the most confident rows.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Source: Geifman et al., ICLR 2019 (arXiv 1805.08206).
 
@@ -79,7 +79,7 @@ class AURC(SelectiveMetric):
     plot_upper_bound: float | None = 1.0
 
     def compute(self) -> Tensor:
-        """The area in [0, 1]; NaN without a row."""
+        """The area in [0, 1]; NaN without rows."""
         return selective.aurc(self._rows("certainty"), self._rows("error"))
 
     def _draw(self, ax: Any) -> None:
@@ -88,16 +88,16 @@ class AURC(SelectiveMetric):
 
 
 class AUGRC(SelectiveMetric):
-    """Area under the generalized-risk-coverage curve: the mean share of rows that are answered and wrong; in [0, 1/2].
+    """Area under the generalized-risk-coverage curve: the mean share of rows that are both answered and wrong; in [0, 1/2].
 
-    Equal to (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of confidence against correctness;
-    ties are averaged over their random orders. Unlike the AURC it does not weigh the few most confident rows above all
-    others. torch-uncertainty leaves out the coverages below 1 / N and divides by 1 - 1 / N.
+    It equals (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of confidence against correctness;
+    ties are averaged over their random orders. Unlike the AURC, it does not give the few most confident rows the most weight.
+    torch-uncertainty leaves out the coverages below 1 / N and divides by 1 - 1 / N.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        from_logits: Whether ``update`` takes logits instead of probabilities, which also rank the most confident rows.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Source: Traub et al., NeurIPS 2024 (arXiv 2407.01032).
 
@@ -111,7 +111,7 @@ class AUGRC(SelectiveMetric):
     plot_upper_bound: float | None = 0.5
 
     def compute(self) -> Tensor:
-        """The area in [0, 1/2]; NaN without a row."""
+        """The area in [0, 1/2]; NaN without rows."""
         return selective.augrc(self._rows("certainty"), self._rows("error"))
 
     def _draw(self, ax: Any) -> None:

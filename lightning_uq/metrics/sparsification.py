@@ -1,4 +1,4 @@
-"""Sparsification: whether the uncertain predictions are those in error. Targets that are NaN are missing: they are left out."""
+"""Sparsification: whether uncertain predictions have large errors. NaN marks missing targets, which are left out."""
 
 from typing import Any, Literal
 
@@ -15,21 +15,21 @@ Uncertainty = Literal["variance", "aleatoric_variance", "epistemic_variance", "i
 
 
 class AUSE(UncertaintyMetric):
-    """Area under the sparsification error: how much better the error would fall if predictions were removed by their error.
+    """Area under the sparsification error: the gap to the best possible order in which predictions could be removed.
 
-    Every number of a target counts as a row. Predictions are removed from the most uncertain one on, and the error of the others
-    is compared with that after removing the largest errors first; both are divided by the error of all. The metric keeps two
-    numbers per target.
+    Every number of a target counts as a row. Predictions are removed from the most uncertain one on, and the error of the rest is
+    compared with the error after removing the largest errors first; both are divided by the error of all predictions. The metric
+    stores two numbers per target.
 
     Args:
         error: ``"rmse"`` or ``"mae"``, of the mean, or of the median of quantiles.
-        uncertainty: The name of what the prediction says of each target: ``"variance"``, ``"aleatoric_variance"``,
+        uncertainty: The uncertainty of each target, an attribute of the prediction: ``"variance"``, ``"aleatoric_variance"``,
             ``"epistemic_variance"``, or ``"interval_width"`` of quantiles.
-        validate_args: Check the values of each batch.
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        validate_args: Whether to check the values of each batch.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Raises:
-        InputError: An argument is not one of these.
+        InputError: An argument is unknown.
 
     Source: Ilg et al., ECCV 2018 (arXiv 1802.07095).
 
@@ -69,7 +69,7 @@ class AUSE(UncertaintyMetric):
         self._append("errors", error.square() if self.error == "rmse" else error.abs())
 
     def compute(self) -> Tensor:
-        """The area, at least 0; NaN without a target."""
+        """The area, at least 0; NaN without targets."""
         return ause(self._rows("uncertainties"), self._rows("errors"), root=self.error == "rmse")
 
     def _draw(self, ax: Any) -> None:

@@ -9,17 +9,17 @@ from lightning_uq.functional.validation import check_floating, check_no_nan, che
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, get_probs
 
 _MOST_ROWS = 16_384
-"""Above it each label is kept once. That waits for the device, so not after every batch."""
+"""Above this number of rows, duplicate labels are dropped. That waits for the device, so it is not done after every batch."""
 
 
 class UnpredictedClasses(UncertaintyMetric):
-    """Number of classes that occur among the labels and are never predicted.
+    """Number of classes that occur among the labels but are never predicted.
 
-    The state holds labels, each class once where there are many, so that it needs no number of classes and a rank without rows agrees with
-    the others.
+    The state holds labels; if there are many, each class is kept once. The number of classes need not be given, so a rank without
+    rows agrees with the others.
 
     Args:
-        kwargs: What every ``torchmetrics.Metric`` takes.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
         >>> metric = UnpredictedClasses()
@@ -43,7 +43,7 @@ class UnpredictedClasses(UncertaintyMetric):
             target: Class indices [B, ...].
 
         Raises:
-            InputError: The shapes differ, the targets are no integers, or a probability is NaN.
+            InputError: The shapes differ, the targets are not integers, or a probability is NaN.
         """
         label = getattr(prediction, "label", None)
         if not isinstance(label, Tensor):
@@ -63,7 +63,7 @@ class UnpredictedClasses(UncertaintyMetric):
         return torch.tensor(len(self._missing()), device=self.device)
 
     def classes(self) -> list[int]:
-        """Which they are, over all ranks; a collective."""
+        """These classes, over all ranks. Collective: call it on all ranks."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
             return self._missing()
 

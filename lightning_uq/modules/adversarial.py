@@ -1,4 +1,4 @@
-"""Adversarial training of an ensemble: the size of its steps, and the loss that they smooth."""
+"""Adversarial training of an ensemble: the size of the adversarial steps, and the loss that they smooth."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,15 +15,15 @@ from lightning_uq.running.averages import averaged_copies
 
 
 class Adversary(nn.Module):
-    """Takes FGSM steps, in units of the input or of its range over the training data.
+    """Takes FGSM steps, in units of the input or of the input's range over the training data.
 
     Args:
         epsilon: Size of a step.
         scale: ``"range"`` or ``"absolute"``.
 
     Attributes:
-        input_range: The range of the training inputs, [D] or [C, 1, 1] over images, or None while it is unknown. It is part
-            of the state dict.
+        input_range: The range of the training inputs, [D], or [C, 1, 1] for images; None while it is unknown. It is part of the
+            state dict.
     """
 
     input_range: Tensor | None
@@ -39,12 +39,12 @@ class Adversary(nn.Module):
         """Measure the range at the start of a training, unless it was resumed with the range."""
         if self.scale == "range" and not self._is_restored:
             self.input_range = training_range(module, unpack_batch)
-            for average in averaged_copies(module.trainer):  # they were made before there was a range
+            for average in averaged_copies(module.trainer):  # the copies were made before the range was measured
                 average.adversary.input_range = self.input_range.clone()  # type: ignore[union-attr]
         self._is_restored = False
 
     def resume(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep the range of a checkpoint for the training that goes on from it."""
+        """Take the range from a checkpoint, for the training that it resumes."""
         self._is_restored = "adversary.input_range" in state_dict
 
     def loss(
@@ -57,15 +57,15 @@ class Adversary(nn.Module):
         scaler: Any = None,
         second_pass: AbstractContextManager[object] | None = None,
     ) -> Tensor:
-        """The loss averaged with that of adversarial inputs; see :func:`~lightning_uq.functional.adversarial_loss`.
+        """The mean of the loss and the loss of adversarial inputs; see :func:`~lightning_uq.functional.adversarial_loss`.
 
         Args:
-            loss: Called with inputs [B, ...], or [copies, B, ...].
+            loss: Function of inputs [B, ...], or [copies, B, ...].
             x: The inputs of the batch [B, ...].
             parameters: All parameters that the loss trains.
-            copies: How many copies of ``x`` take steps of their own, one per member.
-            scaler: The gradient scaler, where there is one.
-            second_pass: Entered for the adversarial inputs.
+            copies: Number of copies of ``x`` that take separate steps, one per member.
+            scaler: The gradient scaler, or None.
+            second_pass: Context entered for the adversarial inputs.
 
         Raises:
             InputError: The inputs are not a floating-point tensor, or their range is unknown.

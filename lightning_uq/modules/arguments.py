@@ -33,10 +33,10 @@ def saved_argument(value: Any) -> Any:
 
 
 def restore_argument(value: Any, name: str) -> Any:
-    """Invert :func:`saved_argument`.
+    """Restore an argument from the output of :func:`saved_argument`.
 
     Raises:
-        InputError: The checkpoint could not hold the argument, so it has to be passed again.
+        InputError: The checkpoint could not store the argument, so it must be passed again.
     """
     if _is_unsaved(value):
         raise InputError(
@@ -51,8 +51,8 @@ def restore_argument(value: Any, name: str) -> Any:
 def training_option(training: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return an argument of ``UncertaintyModule`` that a method needs before it calls ``super().__init__``.
 
-    A method must not call ``training.get(...)`` or ``training.pop(...)`` in its constructor: jsonargparse would list the
-    name as an argument without a type.
+    A method must not call ``training.get(...)`` or ``training.pop(...)`` in its constructor, because jsonargparse would then
+    list the name as an argument without a type.
     """
     return training.get(name, default)
 
@@ -63,16 +63,16 @@ def take_training_option(training: dict[str, Any], name: str, default: Any) -> A
 
 
 def given_network(network: Any, training: Mapping[str, Any] | None = None) -> nn.Module:
-    """Return the network that the argument ``network`` stands for: itself, or the one that its factory builds.
+    """Return the network that argument ``network`` stands for: a network itself, or the one that a factory builds.
 
-    A LightningModule builds its layers in ``configure_model``, which Lightning calls only for the module that it trains.
+    If it is a LightningModule, build its layers in ``configure_model``: Lightning calls that only for the module that it trains.
 
     Args:
         network: The argument.
-        training: The arguments of ``UncertaintyModule``, with which a ``predict_fn`` may come.
+        training: The arguments of ``UncertaintyModule``, which may contain a ``predict_fn``.
 
     Raises:
-        InputError: The network has no ``forward``, and no ``predict_fn`` calls it.
+        InputError: The network has no ``forward``, and there is no ``predict_fn``.
     """
     built = network if isinstance(network, nn.Module) else build_network(network)
     if is_instance(built, LightningModule):

@@ -1,4 +1,4 @@
-"""The base of every method: its steps, metrics and predictions. A method adds its network and its own training loss."""
+"""The base class of every method: steps, metrics and predictions. A method adds its network and its own training loss."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -39,59 +39,59 @@ from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Task, task_of
 
-# LightningCLI builds `Penalty` and `nn.Module` from a class path; it would read a bare callable as a factory of its result.
+# LightningCLI builds `Penalty` and `nn.Module` from a class path. It would read a bare callable as a factory of its result.
 Regularizer = Callable[[EpistemicNetwork, Any], Tensor] | Penalty | nn.Module
 
 MAX_MEMBERS = 32
-"""Predictions keep their members up to this many indices, unless ``return_members`` asks for all."""
+"""Predictions keep their members up to this number of indices, unless ``return_members`` says otherwise."""
 
 
 class UncertaintyModule(CheckpointedModule):
     """A LightningModule around an epistemic network f(x, z): the steps, metrics and predictions of every method.
 
     A method subclasses it, builds its :class:`EpistemicNetwork`, and overrides the steps that differ: often only
-    :meth:`training_loss`. The task says what the outputs mean. The steps log ``train_loss``, ``val_*`` and ``test_*``; a sample
-    that a distributed sampler repeats as padding is counted once. The key ``weight`` [B] of a mapping weights its samples in the
-    training loss: sum_b w_b l_b / sum_b w_b. A resumed training ends as the uninterrupted one: see :class:`CheckpointedModule`.
+    :meth:`training_loss`. The task defines what the outputs mean. The steps log ``train_loss``, ``val_*`` and ``test_*``; samples
+    that a distributed sampler repeats as padding count once. If a batch is a mapping, its key ``weight`` [B] weights the samples in
+    the training loss: sum_b w_b l_b / sum_b w_b. A resumed training is exact: see :class:`CheckpointedModule`.
 
     Args:
         network: The epistemic network, or a factory of it. A checkpoint can hold an importable factory, but not a network.
         task: What the outputs mean: a :class:`~lightning_uq.tasks.Task` or its name, for instance ``"classification"``
             (logits [B, C]), ``"segmentation"`` (maps [B, C, *P]) or ``"regression"`` (means and raw variances [B, 2 D]).
         optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer, and stepped after each epoch; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it
-            names a monitor. A scheduler that steps with each batch needs an override of ``configure_optimizers``.
-        loss: Replaces the task's loss: ``loss(output[B, ...], target)`` for one index returns a scalar or the samples' losses
-            [B, ...]. A loss with an attribute ``over_indices = True``, such as :class:`~lightning_uq.losses.JointLoss`, takes
+        lr_scheduler: Called with the optimizer, and stepped after each epoch. A ``ReduceLROnPlateau`` monitors ``val_loss`` unless it
+            names another metric. To step a scheduler with each batch, override ``configure_optimizers``.
+        loss: Replaces the task's loss: ``loss(output[B, ...], target)`` for one index returns a scalar or one loss per sample
+            [B, ...]. A loss with the attribute ``over_indices = True``, such as :class:`~lightning_uq.losses.JointLoss`, takes
             the outputs [Z, B, ...] of all indices.
         num_train_samples: Number of indices drawn per training step from an infinite index set; a finite set is always used
-            whole. None: the method's own ``default_train_samples``.
+            completely. None: the method's ``default_train_samples``.
         num_eval_samples: Number of indices per evaluation from an infinite index set.
-        return_members: Whether predictions keep their members [Z, B, ...]. None: they keep up to 32.
+        return_members: Whether predictions keep their members [Z, B, ...]. None: they keep up to 32 members.
         data_noise: Noise on the training data that depends on (sample, index):
             :class:`~lightning_uq.losses.BootstrapNoise` or :class:`~lightning_uq.losses.GaussianTargetNoise`. The batches must
-            hold their samples' positions: see :class:`~lightning_uq.data.Indexed`.
+            contain the samples' positions: see :class:`~lightning_uq.data.Indexed`.
         regularizer: ``regularizer(network, x) -> scalar``, added to the training loss: for instance
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``, or its import path; the target may be None. Default: see
             :func:`~lightning_uq.batches.unpack_batch`.
-        predict_fn: ``predict_fn(network, x) -> output``, or its import path, in the place of ``network(x)``, for each network
-            inside. Without ``unpack_batch``, ``x`` is the whole batch where its input is not plain.
+        predict_fn: ``predict_fn(network, x) -> output``, or its import path, called instead of ``network(x)`` for each network.
+            Without ``unpack_batch``, ``x`` is the whole batch if its input is ambiguous.
 
     Attributes:
-        prediction_transforms: What callbacks have attached to the predictions, a calibration or a density:
+        prediction_transforms: The calibrations and densities that callbacks have attached to the predictions:
             :class:`~lightning_uq.running.transforms.PredictionTransforms`.
-        nonfinite: What a prediction does with an input row that holds NaN or infinity: ``"error"``, or ``"inf"``: probabilities of NaN,
-            and ``score(name)`` of plus infinity.
+        nonfinite: Treatment of input rows that hold NaN or infinity in a prediction: ``"error"``, or ``"inf"``, which gives NaN as
+            probabilities and plus infinity as ``score(name)``.
         default_train_samples: The method's default for ``num_train_samples``.
         preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen. The first one that the
-            task knows is used, else the task's own.
+            task supports is used, else the task's own.
     """
 
     default_train_samples: ClassVar[int] = 1
     preferred_ood_scores: ClassVar[tuple[str, ...]] = ()
     nonfinite: NonFinite = "error"
-    # One set of metrics per data loader, made when the number of loaders is known.
+    # One set of metrics per data loader, created when the number of loaders is known.
     val_metrics: nn.ModuleList
     test_metrics: nn.ModuleList
 
@@ -136,14 +136,14 @@ class UncertaintyModule(CheckpointedModule):
         checks.check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
         self._output_checked = self._targets_checked = False
-        self._logged_loaders: set[int] = set()  # whose metrics Lightning knows in this evaluation
+        self._logged_loaders: set[int] = set()  # loaders whose metrics are logged in this evaluation
         self._save_arguments()
 
     @property
     def ood_score(self) -> str | None:
-        """The default out-of-distribution score: the method's preferred one if the task knows it, else the task's.
+        """The default out-of-distribution score: the method's preferred one if the task supports it, else the task's.
 
-        None for a single hypothesis if all of the task's scores are spreads of several.
+        None for a single hypothesis if all scores of the task need several.
         """
         if self.task.needs_members and self.network.num_indices == 1:
             return None
@@ -153,7 +153,7 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ outputs and predictions
 
     def unpack_batch(self, batch: Any) -> tuple[Any, Tensor | None]:
-        """Return input and target of a batch: by argument ``unpack_batch``, else as :func:`~lightning_uq.batches.unpack_batch` does.
+        """Return input and target of a batch, by argument ``unpack_batch`` or :func:`~lightning_uq.batches.unpack_batch`.
 
         A subclass may override it.
         """
@@ -166,7 +166,7 @@ class UncertaintyModule(CheckpointedModule):
         return batches.unpack_batch(batch, signature, allows_whole=allows_whole, about=self)
 
     def forward(self, x: Any) -> Tensor:
-        """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
+        """Raw outputs [Z, B, ...] at the evaluation indices: logits, or means and raw variances."""
         index = self._place(self.network.evaluation_index(self.num_eval_samples))
         try:
             output = self.outputs_at(x, index)
@@ -177,21 +177,21 @@ class UncertaintyModule(CheckpointedModule):
         return output
 
     def outputs_at(self, x: Any, index: Tensor) -> Tensor:
-        """Raw outputs [Z, B, ...] at the evaluation indices; a subclass that evaluates other outputs than its network's overrides it."""
+        """Raw outputs [Z, B, ...] at the evaluation indices. A subclass overrides it if its loss and its evaluation use different outputs."""
         return self.network.evaluate_at(x, index)
 
     def prediction(self, output: Tensor) -> Prediction:
-        """Return the prediction that outputs [Z, B, ...] represent, with all its members and before any transform."""
+        """Return the prediction for outputs [Z, B, ...], with all its members and before any transform."""
         return self.task.predict(output)
 
     def predict(self, x: Any) -> Prediction:
-        """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch.
+        """The prediction for inputs x [B, ...], the same as :meth:`predict_step` returns for a batch.
 
-        It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
-        have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`. It runs in
-        evaluation mode, whatever mode a training has left, and puts that mode back. It has no gradients; those of an input come
-        from ``module.prediction(module(x))``. A row with NaN or infinity is a :class:`NotFiniteError`, or, with ``nonfinite``,
-        has a score of plus infinity.
+        Above 32 indices, or if ``return_members`` is False, it is pooled and so Z times smaller. It includes what callbacks have
+        fitted (``prediction_transforms``), and raises a :class:`NotFittedError` if the weights have changed since that fit. It runs in
+        evaluation mode and restores the former modes. It has no gradients; for gradients of an input use
+        ``module.prediction(module(x))``. A row with NaN or infinity raises a :class:`NotFiniteError`, or has a score of plus infinity
+        if ``nonfinite`` is ``"inf"``.
         """
         return self._predict(x, "")
 
@@ -207,35 +207,35 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ steps
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies under which this was not tested (FSDP, DeepSpeed, model parallelism); priors are in eval mode always."""
+        """Refuse untested strategies (FSDP, DeepSpeed, model parallelism), and keep priors in eval mode."""
         super().setup(stage)
         check_strategy(self.trainer, type(self).__name__)
         if stage == "fit":
-            self.prediction_transforms.clear()  # the weights that they belong to change
+            self.prediction_transforms.clear()  # they belong to the old weights
             expect_eval_mode(self.network.num_frozen)
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Refuse callbacks of the Trainer that need what this module lacks; Lightning calls this before their own ``setup``."""
+        """Refuse callbacks of the Trainer that need an attribute which this module lacks. Lightning calls this before their ``setup``."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_callbacks(self, self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
         return super().configure_callbacks()
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
-        """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
+        """Mean loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
         index = self._place(self.network.training_index(self.num_train_samples))
         loss = self.index_losses(self.network(x, index), self.targets(y, batch, index)).mean()
         return self.regularized(loss, x)
 
     def reported_loss(self, loss: Tensor) -> Tensor:
-        """The value that is logged as ``train_loss``, computed from :meth:`training_loss`."""
+        """The value logged as ``train_loss``, computed from the result of :meth:`training_loss`."""
         return loss
 
     def regularized(self, loss: Tensor, x: Any) -> Tensor:
-        """A training loss with the ``regularizer`` added, if there is one."""
+        """The training loss plus the ``regularizer``, if there is one."""
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
-        """Targets and weights of a training batch for these indices: the batch's own ``weight``, and ``data_noise``."""
+        """Targets and weights of a training batch at these indices, from the batch's own ``weight`` and ``data_noise``."""
         own = batches.sample_weights(batch)
         if own is not None and own.shape != y.shape[:1]:
             raise InputError(
@@ -245,38 +245,38 @@ class UncertaintyModule(CheckpointedModule):
             return Targets(y, weights=own)
         sample = batches.known_sample_index(batch, f"data_noise={self.data_noise!r}").to(y.device)
         indexer = self.network.indexer
-        # Targets first: the weights do not depend on them.
+        # Targets come first: the weights do not depend on them.
         noisy = self.data_noise.targets(y, sample, index.to(y.device), indexer)
         weights = self.data_noise.weights(sample, index.to(y.device), indexer)
         return Targets(noisy, noisy.ndim > y.ndim, own, weights)
 
     def _place(self, index: Tensor) -> Tensor:
-        # Member numbers are read by Python: on the CPU that waits for no device.
+        # Python reads member numbers, and on the CPU that does not wait for a device.
         return index if self.network.num_indices is not None else index.to(self.device)
 
     def index_losses(self, output: Tensor, y: Tensor | Targets) -> Tensor:
-        """The loss of each index [Z] from outputs [Z, B, ...] and their targets.
+        """The loss of each index [Z], from outputs [Z, B, ...] and their targets.
 
-        It is the batch's total loss divided by its total count, and 0 if nothing counts. A loss over all indices has no part
-        for each: its value stands Z times.
+        It is the batch's total loss divided by its total count, and 0 if nothing counts. A loss over all indices has no separate
+        value per index, so its value is repeated Z times.
         """
         return self.losses_and_count(output, y if isinstance(y, Targets) else Targets(y))[0]
 
     def losses_and_count(self, output: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return the loss of each index [Z] and the count that one of them was divided by."""
+        """Return the loss of each index [Z] and the count that one index's loss was divided by."""
         self._check_output(output)
         self._check_target(targets.values[0] if targets.of_each_index else targets.values, output)
         return losses_and_count(output, targets, self.task, self.loss, self._progress)
 
     @property
     def _progress(self) -> Progress | None:
-        """How far the training is; None outside a training."""
+        """The progress of the training; None outside a training."""
         if trainer_of(self) is None or not self.trainer.training:
             return None
         return Progress(self.trainer.global_step, self.trainer.current_epoch)
 
     def teardown(self, stage: str) -> None:
-        """Raise an error that names an empty loader; Lightning itself ends such a run without a word."""
+        """Raise an error that names an empty loader; Lightning itself ends such a run silently."""
         super().teardown(stage)
         batches.check_not_empty(self.trainer, stage)
 
@@ -300,12 +300,12 @@ class UncertaintyModule(CheckpointedModule):
             self.log(name, value, batch_size=1)
 
     def on_validation_start(self) -> None:
-        """Make a set of metrics for every loader."""
+        """Create a set of metrics per loader."""
         self.val_metrics = make_metrics(self.task, self.trainer.val_dataloaders, "val").to(self.device)
         self._log_before_batches("val", self.val_metrics)
 
     def on_test_start(self) -> None:
-        """Make a set of metrics for every loader."""
+        """Create a set of metrics per loader."""
         self.test_metrics = make_metrics(self.task, self.trainer.test_dataloaders, "test").to(self.device)
         self._log_before_batches("test", self.test_metrics)
 
@@ -327,13 +327,13 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ metrics
 
     def on_validation_epoch_end(self) -> None:
-        """Let the task look at the metrics, and warn of what they show."""
+        """Let the task review the metrics, and warn of problems that they show."""
         super().on_validation_epoch_end()
         if self.trainer.sanity_checking:
             return
         training = self.trainer.state.fn == "fit"
         progress = Progress(self.trainer.global_step, self.trainer.current_epoch) if training else None
-        for metrics in self.val_metrics:  # on every rank, with or without a batch: a review may gather
+        for metrics in self.val_metrics:  # on every rank, even without a batch: a review may gather
             self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
 
     def _log_before_batches(self, stage: str, metric_sets: nn.ModuleList) -> None:
@@ -344,7 +344,7 @@ class UncertaintyModule(CheckpointedModule):
     ) -> None:
         metrics = metrics_of(metric_sets, loader_idx)
         update_metrics(self, metrics, loaders[loader_idx], batch, batch_idx)
-        # Once per loader: Lightning keeps the metrics that it was given, and each `log` takes longer than a small batch.
+        # Once per loader: Lightning keeps the metrics, and each call of `log` takes longer than a small batch.
         if loader_idx not in self._logged_loaders:
             log_metrics(self, stage, metrics, loader_idx)
             self._logged_loaders.add(loader_idx)
@@ -352,7 +352,7 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ checks
 
     def labelled(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
-        """Input and target of a batch that needs both, checked."""
+        """Input and target of a batch that needs both, after a check."""
         x, y = self.unpack_batch(batch)
         y = checks.check_labelled(x, y)
         if batch_idx == 0 or is_free(y):
@@ -360,7 +360,7 @@ class UncertaintyModule(CheckpointedModule):
         return x, y
 
     def _explain(self, error: RuntimeError, x: Any) -> None:
-        """Name the input, if the network fails on the shape or dtype of the first batch."""
+        """Re-raise an error about the shape or dtype of the first batch as one that names the input."""
         if not self._output_checked:
             checks.raise_shape_error(error, x)
 
@@ -377,7 +377,7 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ optimizer and checkpoint
 
     def optimized_parameters(self) -> list[Any]:
-        """Return the optimizer's first argument: the parameters that need a gradient, or groups of them."""
+        """Return the optimizer's first argument: the parameters that need a gradient, or parameter groups."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

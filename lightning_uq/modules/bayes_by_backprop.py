@@ -30,21 +30,21 @@ class BayesByBackpropModule(UncertaintyModule):
     It has 2 P parameters, where P is the network's own number. An index is the seed of one draw of all weights.
 
     Args:
-        network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
-            Its parameters are the means. It has no BatchNorm.
+        network: The network, or a factory of it, which a checkpoint can store. Its outputs are as the task expects, its parameters
+            become the means, and it has no BatchNorm.
         prior_std: Standard deviation of the weights' prior, a Gaussian of mean zero.
-        second_prior_std: Standard deviation of a second component. The prior is then a scale mixture, and the divergence an
-            estimate from the drawn weights. None: there is one component, and the divergence is exact.
+        second_prior_std: Standard deviation of a second prior component. The prior is then a scale mixture, and the divergence is
+            estimated from the drawn weights. None: one component, and an exact divergence.
         mixture_weight: Probability of the first component.
         kl_weight: Factor of the divergence. A factor below 1 gives a cold posterior. The testbed's is sqrt(T) d.
-        initial_std: Standard deviation that every weight starts with.
+        initial_std: Initial standard deviation of every weight.
         temperature: Divides the outputs.
-        num_train: N; None: the size of the training data set, read when training begins.
+        num_train: N. None: the size of the training data set, read when training begins.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
-        InputError: A number is out of range, N is not known, or the task's loss is no likelihood.
+        InputError: A number is out of range, N is unknown, or the task's loss is not a likelihood.
         UnsupportedError: The network has a BatchNorm layer.
 
     Source: Blundell et al., "Weight Uncertainty in Neural Networks", ICML 2015 (arXiv 1505.05424).
@@ -79,7 +79,7 @@ class BayesByBackpropModule(UncertaintyModule):
         )
         if self.loss is None and not self.task.has_likelihood:
             raise InputError(
-                f"The evidence lower bound needs a negative log-likelihood, but the loss of {describe(self.task)} is none. Choose "
+                f"The evidence lower bound needs a negative log-likelihood, but the loss of {describe(self.task)} is not one. Choose "
                 "another loss of the task, for instance `Regression(head='mean_variance')`, or pass your own as argument `loss`."
             )
         self.prior: dict[str, Any] = {
@@ -92,7 +92,7 @@ class BayesByBackpropModule(UncertaintyModule):
         self._num_train = num_train
 
     def on_train_start(self) -> None:
-        """Count the training samples, unless the constructor was told their number."""
+        """Count the training samples, unless ``num_train`` was passed."""
         super().on_train_start()
         if self.num_train is None:
             self._num_train = num_training_samples(self.trainer)
@@ -104,7 +104,7 @@ class BayesByBackpropModule(UncertaintyModule):
         index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
         losses, count = self.losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
-        # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
+        # A sample contributes one likelihood term per label that counts: per pixel, or per target dimension.
         labels_per_sample = torch.where(count > 0, count / len(y), 1)
         kl = self.network.kl(**self.prior, weights=weights) / labels_per_sample
         return self.regularized(elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean(), x)

@@ -1,4 +1,4 @@
-"""Building the members of an ensemble, each by a call of a factory under a seed of its own, and choosing how they run."""
+"""Building the members of an ensemble, each by a factory call under its own seed, and choosing how they run."""
 
 import math
 import warnings
@@ -34,32 +34,34 @@ def build_members(
     *,
     prior_network: Callable[[], nn.Module] | None = None,
     prior_scale: float = 0.0,
-    is_called_by: bool = False,
+    has_predict_fn: bool = False,
 ) -> tuple[list[nn.Module], list[RandomStream]]:
-    """Call the factory once per member; nothing is drawn from the global generators.
+    """Call the factory once per member, without a draw from the global generators.
 
     Args:
         network: The factory.
         num_members: M.
         seed: Member i is built under ``member_seed(seed, i)``.
         prior_network: Factory of the members' frozen priors, drawn after each member's network.
-        prior_scale: Their scale.
-        is_called_by: Whether a ``predict_fn`` calls the members.
+        prior_scale: Scale of the priors.
+        has_predict_fn: Whether a ``predict_fn`` calls the members.
 
     Returns:
-        The members, and the random stream of each as its building left it. A member that draws from its stream draws the
-        numbers that it would draw alone, in a process seeded with its seed.
+        The members, and each member's random stream in its state after the build. A member that draws from its stream draws
+        the same numbers as in a process of its own, seeded with its seed.
 
     Raises:
-        InputError: The factory returns one instance or parameter twice, or builds both LightningModules and plain networks.
+        InputError: The factory returns an instance or parameter twice, or builds both LightningModules and plain networks.
     """
     streams = [RandomStream(member_seed(seed, i)) for i in range(num_members)]
     members: list[nn.Module] = []
-    seen: dict[int, object] = {}  # the objects too: an id may be given again
+    seen: dict[int, object] = {}  # keeps the objects alive: a freed id may be reused
     for i, stream in enumerate(streams):
         with stream.active():
             member = _new(network, "network", i, seen)
-            if prior_network is not None and not is_instance(member, LightningModule):  # which is refused below
+            if prior_network is not None and not is_instance(
+                member, LightningModule
+            ):  # a LightningModule is refused below
                 member = NetworkWithPrior(member, _new(prior_network, "prior_network", i, seen), prior_scale)
         members.append(member)
     lightning = [is_instance(member, LightningModule) for member in members]
@@ -73,7 +75,7 @@ def build_members(
             f"The factory in argument `network` compiles {type(inside).__name__} as a whole, which hides its own steps and optimizer. "
             "Compile the network inside it: `self.net = torch.compile(net)`."
         )
-    if not lightning[0] and not has_forward(members[0]) and not is_called_by:
+    if not lightning[0] and not has_forward(members[0]) and not has_predict_fn:
         raise InputError(no_forward(members[0]))
     if isinstance(members[0], UncertaintyModule):
         raise InputError(
@@ -83,14 +85,14 @@ def build_members(
     if num_members > 1 and _same_weights(members):
         rank_zero_warn(
             f"All {num_members} {_SAME_START}: the factory in argument `network` loads them, or sets the seed itself. The "
-            "members then differ by the random numbers of their training alone."
+            "members will differ only by the random numbers of their training."
         )
     return members, streams
 
 
 @contextmanager
 def ignore_same_start() -> Iterator[None]:
-    """Inside, no warning says that the members start from the same weights."""
+    """Suppress the warning that members start from the same weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=f".*{_SAME_START}")
         yield
@@ -102,8 +104,8 @@ def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: dict[int
     if id(built) in seen or shared:
         what = f"the same {type(built).__name__}" if id(built) in seen else f"the same parameter {shared[0]!r}"
         raise InputError(
-            f"The factory in argument `{argument}` must build a new network at each call, but its call {i + 1} gave {what} as an "
-            "earlier one: members would train one another's weights."
+            f"The factory in argument `{argument}` must build a new network at each call, but call {i + 1} returned {what} as an "
+            "earlier call. Members would train each other's weights."
         )
     seen.update({id(part): part for part in (built, *built.parameters())})
     return built
@@ -132,21 +134,21 @@ def run_members(
     output: Output,
     optimizer: Callable[[Any], torch.optim.Optimizer],
     *,
-    is_called_by: bool = False,
+    has_predict_fn: bool = False,
 ) -> EnsembleNetwork:
-    """The members as one network, run as ``execution`` says and the optimizer allows.
+    """Join the members into one network, run as ``execution`` says and the optimizer allows.
 
     Args:
         members: The members.
         execution: How they run.
         output: What a member returns.
         optimizer: Makes their optimizer.
-        is_called_by: Whether a ``predict_fn`` calls them, one by one.
+        has_predict_fn: Whether a ``predict_fn`` calls the members, one by one.
 
     Raises:
-        UnsupportedError: Members are asked to be stacked for an optimizer that would mix them.
+        UnsupportedError: ``execution`` stacks the members, but the optimizer would mix them.
     """
-    if is_called_by and execution == "auto":
+    if has_predict_fn and execution == "auto":
         reason = f"Ensemble of {len(members)} runs in a loop: `predict_fn` calls each member."
         return EnsembleNetwork(members, output, execution_reason=reason)
     if execution != "loop" and not is_instance(members[0], LightningModule):
@@ -168,15 +170,15 @@ def check_averaging(network: EnsembleNetwork, callbacks: Sequence[Callback]) -> 
     kind = StochasticWeightAveraging
     if not network.is_stacked or not any(is_instance(callback, kind) for callback in callbacks):
         return
-    if kind.pl_module_contains_batch_norm(network.member(0)):  # type: ignore[arg-type]  # any module does
+    if kind.pl_module_contains_batch_norm(network.member(0)):  # type: ignore[arg-type]  # it takes any nn.Module
         raise UnsupportedError(
-            "StochasticWeightAveraging measures the statistics of BatchNorm layers anew for its average, but does not find those "
-            "of members that run at once: they would stay those of the last weights. Use execution='loop'."
+            "StochasticWeightAveraging recomputes the statistics of BatchNorm layers for its average, but cannot find the layers of "
+            "members that run at once: they would keep the statistics of the last weights. Use execution='loop'."
         )
 
 
 def check_arguments(**given: Any) -> None:
-    """Raise an :class:`InputError` if arguments of an ensemble are out of range or do not go together."""
+    """Raise an :class:`InputError` if arguments of an ensemble are out of range or contradict each other."""
     check_factory(given["network"])
     if given["prior_network"] is not None:
         check_factory(given["prior_network"], "prior_network")

@@ -1,4 +1,4 @@
-"""Regression by classification over atoms: any index's distribution, trained on 2-hot targets."""
+"""Regression by classification over atoms: every index predicts a distribution, trained on 2-hot targets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,18 +20,18 @@ from lightning_uq.tasks import CategoricalRegression
 class CategoricalRegressionModule(UncertaintyModule):
     """A regressor whose indices predict distributions over atoms, with random priors on their means.
 
-    The loss is the cross-entropy against the 2-hot encoding of the target less the prior, averaged over indices: all of a
-    finite set in every step. The prediction has one Gaussian an index, with the mean and the variance of its distribution; the
-    variance contains what the 2-hot encoding adds, up to a quarter of the squared distance of two atoms.
+    The loss is the cross-entropy against the 2-hot encoding of the target minus the prior, averaged over the drawn indices, or
+    over all indices of a finite set. The prediction has one Gaussian per index, with the mean and variance of its distribution. The
+    2-hot encoding adds to that variance, up to a quarter of the squared distance between two atoms.
 
     Args:
-        network: A :class:`~lightning_uq.networks.CategoricalRegressionNetwork`, or a factory of it (which a checkpoint can
-            remember).
+        network: A :class:`~lightning_uq.networks.CategoricalRegressionNetwork`, or a factory of it, which a checkpoint can
+            store.
         training: Arguments of :class:`UncertaintyModule`: ``optimizer``, ``data_noise`` and the like. The task follows from the
             network's atoms.
 
     Raises:
-        InputError: ``network`` is no such network, or a ``task`` has other atoms.
+        InputError: ``network`` has another type, or ``task`` has other atoms.
 
     Source: ``Cat2HotRegression`` of google-deepmind/enn.
 
@@ -67,11 +67,11 @@ class CategoricalRegressionModule(UncertaintyModule):
         """Mean over the members, or over the drawn indices, of the cross-entropy."""
         index = self._place(self.network.training_index(self.num_train_samples))
         loss = self.index_losses(self.outputs_at(x, index), self.targets(y, batch, index)).mean()
-        self._check_range(y)  # once the targets are known to be numbers
+        self._check_range(y)  # after the check that the targets are numbers
         return self.regularized(loss, x)
 
     def _check_range(self, y: Tensor) -> None:
-        """Tell, once, of targets that no distribution over the atoms can reach; on a GPU only the first batch is looked at."""
+        """Warn, once, of targets outside the atoms' range. On a GPU only the first batch is checked."""
         if self._range_checked:
             return
         atoms = self.network.atoms
@@ -79,6 +79,6 @@ class CategoricalRegressionModule(UncertaintyModule):
         if outside:
             rank_zero_warn(
                 f"{outside} of the {y.numel()} targets of a batch lie outside the atoms' range, {float(atoms[0]):g} to "
-                f"{float(atoms[-1]):g}, and are clipped to it: pass wider `atoms`, or scaled targets."
+                f"{float(atoms[-1]):g}, and are clipped to it. Pass wider `atoms`, or scaled targets."
             )
         self._range_checked = bool(outside) or not is_free(y)

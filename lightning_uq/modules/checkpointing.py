@@ -1,4 +1,4 @@
-"""Checkpoints that hold plain data alone, and from which a training resumes exactly."""
+"""Checkpoints that hold only plain data, and from which a training resumes exactly."""
 
 from pathlib import Path
 from typing import IO, Any
@@ -29,18 +29,18 @@ _KEY = "lightning_uq_random_state"
 class CheckpointedModule(LightningModule):
     """A LightningModule that saves its constructor arguments as plain data and the process's random state beside them.
 
-    Everything that draws from the generators of torch, numpy and Python is therefore exact after a resume: indices, masks,
-    the user's own dropout layers, the order of a shuffled loader. ``trainer.fit(module, loader, ckpt_path=...)`` ends with the
-    weights of the uninterrupted training if the checkpoint was written at an epoch's end. A checkpoint from within an epoch
-    also needs a loader with ``state_dict`` and ``load_state_dict``, such as torchdata's ``StatefulDataLoader``; with any other
-    loader, Lightning restarts the data of the epoch and warns. A ``ReduceLROnPlateau`` is not exact, since Lightning saves
-    before its step. On several ranks, all of them take rank 0's random state.
+    After a resume, everything that draws from the generators of torch, numpy and Python is therefore exact: indices, masks, the
+    user's own dropout layers, the order of a shuffled loader. ``trainer.fit(module, loader, ckpt_path=...)`` ends with the weights
+    of the uninterrupted training if the checkpoint was written at an epoch's end. A checkpoint from within an epoch also needs a
+    loader with ``state_dict`` and ``load_state_dict``, such as torchdata's ``StatefulDataLoader``; with other loaders, Lightning
+    restarts the epoch's data and warns. ``ReduceLROnPlateau`` is not exact, because Lightning saves before it steps. On several
+    ranks, all take rank 0's random state.
     """
 
     given_arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the constructor note its arguments, and check that hooks call ``super()``."""
+        """Make the constructor record its arguments, and check that hooks call ``super()``."""
         super().__init_subclass__(**kwargs)
         check_hooks(cls)
         if "__init__" in vars(cls):
@@ -52,24 +52,24 @@ class CheckpointedModule(LightningModule):
         self._plain_arguments: dict[str, Any] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state of a training; hyper-parameters become plain data, with all arguments of the constructor."""
+        """Add the random state of the training, and all arguments of the constructor as plain data."""
         super().on_save_checkpoint(checkpoint)
-        # A subclass may have saved, or left out, arguments by `save_hyperparameters`, as in any LightningModule.
+        # As in any LightningModule, a subclass may have saved or ignored arguments with `save_hyperparameters`.
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         plain = {name: saved_argument(value) for name, value in saved.items()}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self._plain_arguments, **plain}
-        if trainer_of(self) is not None:  # else nothing resumes from it
+        if trainer_of(self) is not None:  # without a Trainer, no training resumes from the file
             checkpoint[_KEY] = to_plain(random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state until the training begins. Loading for any other purpose leaves the generators alone."""
+        """Keep the random state until the training begins. Loading for other purposes does not change the generators."""
         super().on_load_checkpoint(checkpoint)
         self._warn_of_fits(checkpoint)
         if self.is_resuming and _KEY in checkpoint:
             self._resumed_random_state = from_plain(checkpoint[_KEY])
 
     def _warn_of_fits(self, checkpoint: dict[str, Any]) -> None:
-        """Warn if the file holds a calibration or a density, but neither this module nor the Trainer's callbacks have it."""
+        """Warn if the file holds a calibration or a density that neither this module nor the Trainer's callbacks have."""
         transforms = transforms_of(self)
         if self.is_resuming or (transforms is not None and len(transforms)):
             return
@@ -80,8 +80,8 @@ class CheckpointedModule(LightningModule):
         missing = sorted(fitted - {callback.state_key for callback in callbacks})
         if missing:
             rank_zero_warn(
-                f"The checkpoint holds what {' and '.join(missing)} fitted, but {type(self).__name__} predicts without it: pass the same "
-                "callbacks to a Trainer, and the file as its `ckpt_path`, or use `load_fitted(path)`."
+                f"The checkpoint holds what {' and '.join(missing)} fitted, but {type(self).__name__} predicts without it. Pass the same "
+                "callbacks to a Trainer and the file as its `ckpt_path`, or use `load_fitted(path)`."
             )
 
     @property
@@ -95,19 +95,19 @@ class CheckpointedModule(LightningModule):
         self._restore_random_state()
 
     def on_train_start(self) -> None:
-        """Set it again after a restart within an epoch: the loader has just drawn numbers that it drew before the checkpoint."""
+        """Set the random state again after a restart within an epoch: the loader has just repeated draws from before the checkpoint."""
         super().on_train_start()
         if getattr(self.trainer.fit_loop, "restarted_mid_epoch", False):
             self._restore_random_state()
 
     def on_train_epoch_start(self) -> None:
-        """Set it again if the checkpoint was written before its epoch ended, because the loader then starts again."""
+        """Set the random state again if the checkpoint was written within an epoch, because the loader then starts anew."""
         super().on_train_epoch_start()
         if not getattr(self.trainer.fit_loop, "is_resuming", True):
             self._restore_random_state()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Drop the restored state: from now on the generators advance by themselves."""
+        """Drop the restored state: from here on, the generators advance as usual."""
         self._resumed_random_state = None
         return super().on_train_batch_start(batch, batch_idx)
 
@@ -115,7 +115,7 @@ class CheckpointedModule(LightningModule):
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state, self.device)
 
-    @restricted_classmethod  # as Lightning's own: called on an instance, it would leave that instance unchanged
+    @restricted_classmethod  # as in Lightning: a call on an instance would leave that instance unchanged
     def load_from_checkpoint(
         cls,  # noqa: N805  # a class method
         checkpoint_path: str | Path | IO[bytes],
@@ -125,15 +125,15 @@ class CheckpointedModule(LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a module as Lightning does, but with ``weights_only=True`` by default and one error for a file that does not fit.
+        """Load a module as Lightning does, but with ``weights_only=True`` by default, and one clear error for a file that does not fit.
 
         Args:
             checkpoint_path: The file.
             map_location: Device of its tensors.
-            hparams_file: Hyper-parameters, if the file holds none.
-            strict: Whether the names of the weights must match; None: as the module says.
+            hparams_file: Hyper-parameters to use if the checkpoint has none.
+            strict: Whether the names of the weights must match. None: the module's own setting.
             weights_only: False also runs code that is pickled in the file.
-            kwargs: Constructor arguments that differ from the file's, or that the file could not hold.
+            kwargs: Constructor arguments to replace those in the file, or to add if the file could not store them.
 
         Raises:
             InputError: The file is damaged, holds pickled code, or was written by another class.
@@ -153,18 +153,18 @@ class CheckpointedModule(LightningModule):
             ) from error
 
     def _replace_given(self, **arguments: Any) -> None:
-        """Let the checkpoint hold these values instead of the given ones, where the constructor takes such arguments."""
+        """Replace these arguments in the checkpoint, if the constructor takes them."""
         self.given_arguments.update({k: value for k, value in arguments.items() if k in self.given_arguments})
 
     def _save_arguments(self) -> None:
         """Save the constructor's arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
 
-        An importable factory, optimizer or loss is saved by its name and arguments. A value without a name (a lambda, a built
-        network) is marked as unsaved, and ``restore_argument`` asks for it by name when a checkpoint is loaded without it.
+        An importable factory, optimizer or loss is saved by its name and arguments. A value without an importable name (a lambda, a
+        built network) is marked as unsaved; ``restore_argument`` asks for it by name when the checkpoint is loaded.
         """
         arguments = vars(self).pop("given_arguments")
         if are_hyperparameters_given():
-            self.save_hyperparameters()  # the command line's own configuration, which is plain data already
+            self.save_hyperparameters()  # the command line's configuration, which is already plain data
             return
         self._plain_arguments = {name: saved_argument(value) for name, value in arguments.items()}
         self.save_hyperparameters(self._plain_arguments)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_fits_task(task: Task, network: EpistemicNetwork, data_noise: DataNoise | None) -> None:
-    """Refuse noise on targets that are not numbers, and probabilities where the task needs raw outputs."""
+    """Refuse noise that changes targets other than numbers, and probabilities as outputs if the task needs raw outputs."""
     if getattr(data_noise, "of_targets", False) and not task.has_numeric_targets:
         raise InputError(
             f"`data_noise` must leave the targets of {describe(task)} unchanged, but {data_noise!r} changes them."
@@ -28,7 +28,7 @@ def check_fits_task(task: Task, network: EpistemicNetwork, data_noise: DataNoise
 
 
 def check_first_output(module: "UncertaintyModule", output: Tensor) -> None:
-    """Refuse outputs [Z, B, ...] that cannot belong to the task, and report those that are no logits."""
+    """Refuse outputs [Z, B, ...] that do not fit the task, and report outputs that are not logits."""
     module.task.check_output(output)
     if module.task.takes_probabilities:
         module.network.read_output.reports_log_probs(output, module)
@@ -54,7 +54,7 @@ def check_labelled(x: Any, y: Any) -> Tensor:
 
 
 def check_first_loss(loss: Tensor) -> None:
-    """Refuse a loss that is not finite at the first step. Later steps may overflow under fp16, which skips them."""
+    """Refuse a non-finite loss at the first step. Later steps may overflow under fp16, which skips them."""
     if not bool(loss.isfinite()):
         raise NotFiniteError(
             f"The loss of the first step must be finite, but it is {loss.item()}. Either the network's weights or outputs hold "
@@ -63,7 +63,7 @@ def check_first_loss(loss: Tensor) -> None:
 
 
 def raise_shape_error(error: RuntimeError, x: Any) -> None:
-    """Re-raise torch's error about shapes or dtypes as an :class:`InputError` that names the input; return for any other."""
+    """Re-raise torch's error about shapes or dtypes as an :class:`InputError` that names the input; ignore other errors."""
     if isinstance(error, UQError) or not isinstance(x, Tensor):
         return
     if any(word in str(error) for word in ("shape", "size", "dtype")):

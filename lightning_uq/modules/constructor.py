@@ -1,4 +1,4 @@
-"""What a constructor was called with: kept for the checkpoint, and an unknown argument is named with those that exist."""
+"""Recording constructor arguments for the checkpoint, and an error for an unknown argument that lists the known ones."""
 
 import dataclasses
 import functools
@@ -12,15 +12,15 @@ from lightning_uq.modules.arguments import restore_argument
 
 
 def recorded(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that first notes its arguments in ``self.given_arguments``, a dictionary by name.
+    """Wrap a constructor so that it first stores its arguments by name in the dictionary ``self.given_arguments``.
 
-    The arguments of the outermost constructor count, since ``load_from_checkpoint`` calls that one. The inner constructors
-    add the defaults of arguments that nobody passed. An argument that a subclass passes to its base by itself is left out:
-    the subclass will pass it again. A constructor with ``*args`` leaves the notes to the next one. Plain data that stands for
-    an argument in a checkpoint is restored first: see :func:`~lightning_uq.modules.arguments.restore_argument`.
+    The outermost constructor's arguments count, since ``load_from_checkpoint`` calls that one. Inner constructors add the defaults
+    of arguments that were not passed. Arguments that a subclass passes to its base are left out, because the subclass will pass
+    them again. A constructor with ``*args`` leaves the recording to the next one. Arguments that a checkpoint holds as plain data
+    are restored first: see :func:`~lightning_uq.modules.arguments.restore_argument`.
 
     Raises:
-        InputError: The constructor has no such argument, or a checkpoint could not hold one of them.
+        InputError: The constructor has no such argument, or a checkpoint could not store the argument.
     """
     parameters = list(inspect.signature(init).parameters.values())
     kinds = {parameter.kind for parameter in parameters}
@@ -42,7 +42,7 @@ def recorded(init: Callable[..., None]) -> Callable[..., None]:
                     self.given_arguments.setdefault(parameter.name, parameter.default)
         init(self, *args, **kwargs)
 
-    # `load_from_checkpoint` leaves out what a constructor does not take, but does not look behind a wrapper.
+    # `load_from_checkpoint` drops arguments that a constructor does not take, but does not look behind a wrapper.
     constructor.__signature__ = inspect.signature(init)  # type: ignore[attr-defined]
     return constructor
 
@@ -61,7 +61,7 @@ def _check_known(kind: type, unknown: set[str]) -> None:
 
 
 def _options(kind: type) -> dict[str, Parameter]:
-    """The named arguments of a class, those included that its constructor passes on to its base's."""
+    """The named arguments of a class's constructor, and of base constructors to which it passes ``**kwargs``."""
     found: dict[str, Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):

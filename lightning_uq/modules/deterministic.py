@@ -14,14 +14,14 @@ from lightning_uq.networks.output import Output
 from lightning_uq.tasks import Regression
 
 QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Levels of the row of quantiles: they reach the central 90 % interval."""
+"""Levels that the quantile network predicts in the comparison; the outermost give the central 90 % interval."""
 
 
 class DeterministicModule(UncertaintyModule):
-    """One network, read as its task says: the baseline that every other method is measured against.
+    """One network with the outputs that its task expects: the baseline for every other method.
 
     Args:
-        network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
+        network: The network, or a factory of it, which a checkpoint can store. Its outputs are as the task expects.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 

@@ -1,4 +1,4 @@
-"""MC-dropout: a network whose dropout layers stay on in evaluation."""
+"""MC-dropout: a network whose dropout layers stay active in evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,24 +13,25 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 
 DROPOUT = 0.1
-"""Probability of a zero, on the digits: that of the testbed's agent, untuned."""
+"""Dropout probability on the digits: the value of the testbed's agent, not tuned."""
 
 DROPOUT_OF_NUMBERS = 0.02
-"""That for regression: the best of 0.02, 0.05 and 0.1 in mean validation NLL on three UCI tables, over seeds 100 and 101: -0.92, -0.77, -0.62; the plain
-network -1.04. On the noisiest of them, concrete, the order is the opposite: 0.10, 0.09, 0.02 (``benchmarks/regression_defaults.md``)."""
+"""Dropout probability for regression: the best of 0.02, 0.05 and 0.1 in mean validation NLL on three UCI tables, over seeds 100 and 101:
+-0.92, -0.77, -0.62; the plain network has -1.04. On the noisiest table, concrete, the order is reversed: 0.10, 0.09, 0.02
+(``benchmarks/regression_defaults.md``)."""
 
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-"""Those that tuning chooses among."""
+"""Dropout probabilities that tuning chooses among."""
 
 
 class DropoutModule(UncertaintyModule):
-    """MC-dropout: a network with dropout layers, whose masks follow from an index.
+    """MC-dropout: a network with dropout layers whose masks are determined by an index.
 
     Args:
-        network: A network with ``nn.Dropout`` layers, or a factory of it (which a checkpoint can remember); its outputs are
-            as the task expects.
-        mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
-            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
+        network: A network with ``nn.Dropout`` layers, or a factory of it, which a checkpoint can store. Its outputs are as the task
+            expects.
+        mask: ``"shared"``: one mask per index for the whole batch, so that each index is one function of x, as joint predictions
+            require. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 

@@ -48,66 +48,65 @@ from lightning_uq.tasks import describe
 
 @with_members
 class EnsembleModule(UncertaintyModule):
-    """A deep ensemble: M members from one factory. Each is trained as it would be alone, and all make one prediction.
+    """A deep ensemble: M members from one factory. Each is trained as it would be alone, and together they make one prediction.
 
-    The factory builds plain networks, which this module trains, or your own LightningModules, unmodified. The latter run with
-    their own ``training_step``, ``validation_step``, ``configure_optimizers``, hooks and logging. If a member logs
-    ``val_loss``, it appears as ``member_3/val_loss``, and the mean over members as ``val_loss``. The metrics of the ensemble
-    as a whole are then ``ensemble/val_*`` and ``ensemble/test_*``.
+    The factory builds plain networks, which this module trains, or your own unmodified LightningModules. LightningModules run with
+    their own ``training_step``, ``validation_step``, ``configure_optimizers``, hooks and logging. A value ``val_loss`` that a
+    member logs appears as ``member_3/val_loss``, and the mean over members as ``val_loss``. Metrics of the ensemble as a whole are
+    then named ``ensemble/val_*`` and ``ensemble/test_*``.
 
-    Member i is the module that the factory builds in a process seeded with ``member_seed(seed, i)``. A LightningModule then
-    goes on with the random numbers of such a process; given the same batches, it ends with exactly the weights that it would
-    have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
-    training goes on with the random state, and so the data order, of the training that it resumes. A loader without a
-    ``generator`` draws from the stream that a module's dropout draws from, so a module that trains alone shares that stream
-    with its loaders: for equality bit for bit, give the training and validation loaders a ``generator`` of their own.
+    Member i equals the module that the factory builds in a process seeded with ``member_seed(seed, i)``. A LightningModule then
+    continues with the random numbers of such a process: given the same batches, it ends with exactly the weights of a separate
+    training. It gets its own copy of each batch, and a ``trainer`` with its own ``model`` and optimizers. A resumed training
+    continues with the stored random state, and so with the stored data order. A loader without a ``generator`` draws from the same
+    stream as dropout, so a module that trains alone shares that stream with its loaders. For bitwise equality, give the training
+    and validation loaders their own ``generator``.
 
-    In training, validation and test, a batch goes through each member's own ``on_after_batch_transfer``. The ensemble's metrics,
-    its predictions and the callbacks read one input, the one that the first member's hook makes.
+    In training, validation and test, each member applies its own ``on_after_batch_transfer`` to the batch. The ensemble's metrics,
+    its predictions and the callbacks use the input that the first member's hook returns.
 
-    Members share one Trainer and its epochs. The first that sets ``trainer.should_stop`` stops all, and a warning says so.
-    Members that return -1 from ``on_train_batch_start`` must do so at the same batch. ``on_*_model_eval`` of a member sets the
-    modes for its own steps; metrics of the ensemble and its predictions run in eval mode.
+    Members share one Trainer and its epochs. The first member that sets ``trainer.should_stop`` stops all, with a warning.
+    Members that return -1 from ``on_train_batch_start`` must do so at the same batch. A member's ``on_*_model_eval`` sets the modes
+    for its own steps; metrics of the ensemble and its predictions run in eval mode.
 
-    LightningModules whose targets are numbers of the shape of their outputs are read as regressors of means, and this is reported,
-    if no ``task`` is given and a batch with targets is trained or evaluated. Weights alone do not say so: pass
-    ``task=Regression(head="mean")`` to load them.
+    If no ``task`` is given and the first batches with targets hold numbers of the outputs' shape, LightningModules are treated as
+    regressors that predict means, and this is reported. Weights alone do not show the task: to load them, pass
+    ``task=Regression(head="mean")``.
 
-    With LightningModules as members, every hook that ``lightning_ensemble/hooks.py`` lists goes to ``members`` as well: they
-    answer ``training_step`` and the hooks of optimization instead of this class, and hear the others. An override of such a
-    hook in this class is the one for plain networks.
+    With LightningModules as members, every hook listed in ``lightning_ensemble/hooks.py`` also goes to ``members``. They replace
+    this class's ``training_step`` and optimization hooks, and receive the other hooks in addition. An override of a replaced hook
+    in this class applies to plain networks only.
 
-    The loss is the sum over members, so each gets exactly the gradient that it would get alone. Gradients are clipped per
-    member. ``train_loss`` is the mean over members.
+    The loss is the sum over members, so each member gets exactly the gradient of its own loss. Gradients are clipped per member.
+    ``train_loss`` is the mean over members.
 
     Args:
         network: A factory, called once per member: a :class:`Factory`, a class, a function or a lambda.
         num_members: M.
-        adversarial_epsilon: Size of an FGSM step whose loss is averaged with the clean one: 0.5 l(x) + 0.5 l(x'). The paper
-            adds the two, which doubles the gradient; its step is 0.01 of the range.
-        prior_network: Factory of an additive random prior, frozen, one per member. You can pass the same factory as
-            ``network``.
+        adversarial_epsilon: Size of an FGSM step. The loss becomes the mean of clean and adversarial loss, 0.5 l(x) + 0.5 l(x').
+            The paper adds the two, which doubles the gradient; its step is 0.01 of the range.
+        prior_network: Factory of an additive, frozen random prior, one per member. You can pass the same factory as ``network``.
         prior_scale: Scale of the prior.
-        bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"``, ``"poisson"`` or
-            ``"uniform"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.
-        adversarial_scale: ``"range"``: the step is in units of each input dimension's range (each channel's, for images)
-            over the training data. ``"absolute"``: the step is in units of the input.
-        output: What a member's forward returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks them.
+        bootstrap: Distribution of the samples' weights in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"``,
+            ``"poisson"`` or ``"uniform"``. A weight belongs to a sample's position, so batches must carry it: see :class:`data.Indexed`.
+        adversarial_scale: Unit of the step. ``"range"``: each input dimension's range over the training data (each channel's, for
+            images). ``"absolute"``: the unit of the input.
+        output: What a member's ``forward`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         seed: Seeds the members' initial weights, random streams and bootstrap; drawn from the global generator by default.
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
-        training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one group of parameters per member,
-            or one of stacked leaves; LightningModules bring their own optimizer and loss. ``bootstrap`` is a name for a
+        training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one parameter group per member, or with
+            one group of stacked parameters. LightningModules bring their own optimizer and loss. ``bootstrap`` is a shortcut for a
             ``data_noise`` that this module seeds.
 
     Attributes:
-        members: The LightningModules among the members, as one object; None for plain networks.
-        inferred_task: What the batches of LightningModules without a ``task`` show of it; predictions are refused while that is in
+        members: The LightningModules as one object; None for plain networks.
+        inferred_task: The task inferred from the batches of LightningModules without a ``task``; predictions raise while it is in
             doubt. None if the task was given.
         adversary: Takes the adversarial steps; None without ``adversarial_epsilon``.
 
     Raises:
-        InputError: The arguments do not go together, or the factory does not build M networks.
-        UnsupportedError: The members, or the optimizer, cannot run under the ``execution`` asked for.
+        InputError: Arguments contradict each other, or the factory does not build M networks.
+        UnsupportedError: The members or the optimizer cannot run under the requested ``execution``.
 
     Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS
     2017 (arXiv 1612.01474).
@@ -150,31 +149,31 @@ class EnsembleModule(UncertaintyModule):
             prior_scale=prior_scale,
             bootstrap=bootstrap,
         )
-        is_called_by = training_option(training, "predict_fn", None) is not None
+        has_predict_fn = training_option(training, "predict_fn", None) is not None
         members, streams = build_members(
             network,
             num_members,
             seed,
             prior_network=prior_network,
             prior_scale=prior_scale,
-            is_called_by=is_called_by,
+            has_predict_fn=has_predict_fn,
         )
         lightning_members = [member for member in members if is_instance(member, LightningModule)]
         if lightning_members:
             own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
-        if is_called_by and prior_network is not None:
+        if has_predict_fn and prior_network is not None:
             raise UnsupportedError(
-                "`prior_network` adds a network to what a member's `forward` returns, which `predict_fn` does not call. Leave one of "
-                "them out."
+                "`prior_network` adds a network to what a member's `forward` returns, but `predict_fn` does not call it. Remove one of "
+                "them."
             )
-        super().__init__(run_members(members, execution, output, optimizer, is_called_by=is_called_by), **training)
+        super().__init__(run_members(members, execution, output, optimizer, has_predict_fn=has_predict_fn), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
         self.members = Members(self, lightning_members, streams) if lightning_members else None
         self.inferred_task = InferredTask() if self.members is not None and "task" not in training else None
-        if self.inferred_task is not None:  # a checkpoint would say the default in the user's place
+        if self.inferred_task is not None:  # a checkpoint must not store the default as if the user had given it
             for saved in (self._plain_arguments, self.hparams):
                 saved.pop("task", None)
         if self.members is not None:
@@ -192,16 +191,16 @@ class EnsembleModule(UncertaintyModule):
         weights_only: bool = True,
         **kwargs: Any,
     ) -> "EnsembleModule":
-        """Collect members that were trained apart.
+        """Collect members that were trained separately.
 
         Args:
-            checkpoints: One file per member: a Lightning checkpoint, or a state dict alone. A LightningModule loads its checkpoint
-                as Lightning would, with its hooks.
-            network: Factory of a member, a plain network or a LightningModule; the weights of a plain network are also
-                found below an attribute of a LightningModule's.
-            module_class: Instead of ``network``: the LightningModule that wrote the files, called with their
-                hyper-parameters. Neither is needed for files of a :class:`DeterministicModule` with an importable factory.
-            weights_only: False also reads objects, such as a network among the hyper-parameters, and runs code in the files.
+            checkpoints: One file per member: a Lightning checkpoint, or only a state dict. A LightningModule loads its checkpoint as in
+                Lightning, with its hooks.
+            network: Factory of a member: a plain network, or a LightningModule. A plain network also finds its weights under an
+                attribute of the LightningModule that wrote the file.
+            module_class: The LightningModule that wrote the files, called with their hyper-parameters, instead of ``network``.
+                Files of a :class:`DeterministicModule` with an importable factory need neither.
+            weights_only: False also reads other objects, such as a network among the hyper-parameters, and runs code in the files.
             kwargs: Further arguments of :class:`EnsembleModule`.
 
         Raises:
@@ -219,19 +218,19 @@ class EnsembleModule(UncertaintyModule):
             True
         """
         files, arguments = read_member_files(checkpoints, network, module_class, weights_only, kwargs)
-        with ignore_same_start():  # the weights are about to be replaced
+        with ignore_same_start():  # the weights will be replaced
             ensemble = cls(**arguments)
         load_member_files(ensemble, files, checkpoints)
         return ensemble
 
     def look_at_task(self, x: Any, y: object, *, is_training: bool = False) -> bool:
-        """Look at a batch, if nobody said the members' task: whether it now shows another task. A training batch may raise a doubt."""
+        """Look for the members' task in a batch if no task was given; return whether the task changed. A training batch may raise a doubt."""
         if self.inferred_task is None or self.members is None:
             return False
 
         def outputs() -> Tensor:
             try:
-                found: Tensor = self.network(batches.own_batch(x))  # a forward may write into it
+                found: Tensor = self.network(batches.own_batch(x))  # a copy: `forward` may change it in place
             except RuntimeError as error:
                 self._explain(error, x)
                 raise
@@ -243,16 +242,16 @@ class EnsembleModule(UncertaintyModule):
         return changed
 
     def follow_inferred_task(self) -> None:
-        """Read the members' outputs as batches, of this rank or another, or a checkpoint have shown."""
+        """Take over the inferred task, which batches (of any rank) or a checkpoint have shown."""
         if self.inferred_task is not None:
             self.task = self.inferred_task.task
             self._output_checked = self._targets_checked = False
 
     def prediction(self, output: Tensor) -> Prediction:
-        """Return the prediction that outputs [Z, B, ...] represent.
+        """Return the prediction for outputs [Z, B, ...].
 
         Raises:
-            InputError: The members' batches contradict the task that nobody said.
+            InputError: No task was given, and the members' batches contradict the default.
         """
         inferred = self.inferred_task
         if inferred is not None and inferred.doubt is not None:
@@ -266,7 +265,7 @@ class EnsembleModule(UncertaintyModule):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Log how the members run, and agree on the seed over ranks."""
+        """Log how the members run, and agree on one seed for all ranks."""
         if stage == "fit":
             if self._explains_execution:
                 rank_zero_info(self.network.execution_reason)
@@ -276,13 +275,13 @@ class EnsembleModule(UncertaintyModule):
         super().setup(stage)
 
     def on_train_start(self) -> None:
-        """Measure the range of the inputs, if adversarial steps are in units of it."""
+        """Measure the range of the inputs, if it is the unit of adversarial steps."""
         super().on_train_start()
         if self.adversary is not None:
             self.adversary.measure(self, self.unpack_batch)
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
-        """Sum over members of their losses."""
+        """Sum of the members' losses."""
         targets = self.targets(y, batch, torch.arange(self.network.num_indices))
         if self.adversary is None:
             return self.regularized(self.index_losses(self.network(x), targets).sum(), x)
@@ -297,11 +296,11 @@ class EnsembleModule(UncertaintyModule):
         return self.regularized(loss, x)
 
     def reported_loss(self, loss: Tensor) -> Tensor:
-        """Mean over members of their losses."""
+        """Mean of the members' losses."""
         return loss / self.network.num_indices
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
-        """Targets and weights from ``data_noise`` and ``bootstrap``; the weights of both are multiplied."""
+        """Targets and weights from ``data_noise`` and ``bootstrap``, whose weights are multiplied."""
         found = super().targets(y, batch, index)
         if self.bootstrap == "none":
             return found
@@ -328,18 +327,18 @@ class EnsembleModule(UncertaintyModule):
         self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
         name = f"ensemble/{stage}"
         evaluate = partial(super()._evaluate, name, metric_sets, loaders, batch, batch_idx, loader_idx)
-        with in_eval_mode(self):  # members may choose another mode for their own steps, in which BatchNorm moves
+        with in_eval_mode(self):  # a member may choose train mode for its own steps, which would update BatchNorm
             self.members.metrics.update(batch, loader_idx, evaluate)
 
     # ------------------------------------------------------------------ optimizer
 
     @property
     def gradient_scaler(self) -> Any:
-        """The Trainer's gradient scaler, or None without one."""
+        """The Trainer's gradient scaler, or None."""
         return getattr(getattr(trainer_of(self), "precision_plugin", None), "scaler", None)
 
     def optimized_parameters(self) -> list[Any]:
-        """One parameter group per member, or one of the stacked leaves."""
+        """One parameter group per member, or one group of stacked parameters."""
         groups = [[p for p in group if p.requires_grad] for group in self.network.parameter_groups()]
         return [{"params": group} for group in groups if group]
 
@@ -349,20 +348,20 @@ class EnsembleModule(UncertaintyModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each member's gradient by itself."""
+        """Clip each member's gradient separately."""
         if not gradient_clip_val:
             return
         if self.gradient_scaler is not None and optimizer_handles_unscaling(optimizer):
             raise UnsupportedError(
-                f"{type(optimizer).__name__} unscales gradients within its own step, after they would be clipped: leave out "
-                "`fused=True`, or `gradient_clip_val`."
+                f"{type(optimizer).__name__} unscales gradients inside its own step, which is after clipping. Remove "
+                "`fused=True` or `gradient_clip_val`."
             )
         self.network.clip_gradients_per_member(gradient_clip_val, gradient_clip_algorithm or "norm")
 
     # ------------------------------------------------------------------ checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the seed, and how the members run."""
+        """Add the seed and the members' execution."""
         super().on_save_checkpoint(checkpoint)
         known = self.inferred_task or InferredTask()
         seen = {"inferred_task": known.name, "task_doubt": known.doubt}
@@ -370,13 +369,13 @@ class EnsembleModule(UncertaintyModule):
         checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked, **inferred}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the seed; an optimizer state of another execution is converted."""
+        """Restore the seed, and convert an optimizer state of another execution."""
         super().on_load_checkpoint(checkpoint)
         if (saved := checkpoint.get(ENSEMBLE_STATE)) is None:
             return
         check_size(checkpoint, self.network.num_indices)
         self.seed = saved["seed"]
-        if self.inferred_task is not None:  # else a task was named at loading
+        if self.inferred_task is not None:  # otherwise a task was passed when loading
             self.inferred_task = InferredTask(saved.get("inferred_task"), saved.get("task_doubt"))
             self.follow_inferred_task()
         if self.is_resuming:

@@ -1,4 +1,4 @@
-"""Ensembles as rows of the comparison."""
+"""Ensembles as methods of the comparison."""
 
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.ensemble import EnsembleModule
@@ -7,7 +7,7 @@ from lightning_uq.tasks import Regression
 NUM_MEMBERS = 5
 
 PRIOR_SCALE = 100.0
-"""Factor of the members' priors on the digits: the best of 1, 3, 10, 30, 100 in validation joint log-loss (tau 10), over seeds
+"""Scale of the members' priors on the digits: the best of 1, 3, 10, 30, 100 in validation joint log-loss (tau 10), over seeds
 100-104, which the comparison does not use: 0.358, 0.359, 0.343, 0.314, 0.272; without a prior 0.349. The priors are networks at
 their initial weights, whose logits are small."""
 

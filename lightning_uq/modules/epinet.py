@@ -1,4 +1,4 @@
-"""Epinets: joint predictions from one network, at the price of a small head."""
+"""Epinets: joint predictions from one network, at the cost of a small head."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,27 +26,27 @@ from lightning_uq.tasks import task_of
 
 
 class EpinetModule(UncertaintyModule):
-    """An epinet around a network, one being trained or a pretrained one: f(x, z) = base(x) + epinet(sg[features], z).
+    """An epinet on a network, trained with it or added to a pretrained one: f(x, z) = base(x) + epinet(sg[features], z).
 
-    The base runs once and the head for every index, so that a hundred hypotheses cost little more than one. The epinet's
-    gradients do not reach the base, which learns by its own path.
+    The base runs once and the head once per index, so a hundred hypotheses cost little more than one. The epinet's gradients do
+    not reach the base, which learns from its own output.
 
     Args:
-        network: The base: a network, or a factory of it (which a checkpoint can remember). Its outputs are as the task expects.
-        feature_layers: ``"auto"`` (the linear layer or convolution that feeds the output), a layer's name, or several names. The features are
-            those layers' inputs.
-        pool: How tokens [B, T, D], the input of such a layer, are pooled: ``"mean"``, ``"last_token"``, ``"cls"`` or a function
-            ``pool(x, mask)``; or ``"positions"``, with which the head acts at each position of a map alike. None: "positions" if
-            the task is one of maps, as :class:`~lightning_uq.tasks.Segmentation`.
-        head: Sizes and scales of the epinet and its priors; the defaults need no tuning to the network.
+        network: The base: a network, or a factory of it, which a checkpoint can store. Its outputs are as the task expects.
+        feature_layers: ``"auto"`` (the linear layer or convolution that produces the output), a layer's name, or several names. The
+            features are the inputs of those layers.
+        pool: Pooling of tokens [B, T, D], if they are the input of such a layer: ``"mean"``, ``"last_token"``, ``"cls"`` or a
+            function ``pool(x, mask)``; or ``"positions"``, which applies the same head at each position of a map. None:
+            ``"positions"`` for tasks on maps such as :class:`~lightning_uq.tasks.Segmentation`.
+        head: Sizes and scales of the epinet and its priors; the defaults need no tuning for the network.
         prior: Factory of an additive prior g(x, z), for instance :func:`~lightning_uq.networks.mlp_prior`. Its scale is the
             head's ``additive_prior_scale``.
-        freeze_base: Whether the base stays as it is: in eval mode, without gradients.
+        freeze_base: Whether the base is frozen: in eval mode, without gradients.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
-        InputError: A layer or ``pool`` is unknown, a layer's input needs a ``pool``, or the arguments do not go together.
+        InputError: A layer or ``pool`` is unknown, a layer's input needs a ``pool``, or arguments contradict each other.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
 
@@ -99,7 +99,7 @@ class EpinetModule(UncertaintyModule):
         self.network.evaluation_index(self.num_eval_samples)
 
     def setup(self, stage: str) -> None:
-        """Build the head on a training batch, where the network's structure did not tell its sizes."""
+        """Build the head on a training batch, if the network's structure does not determine its sizes."""
         super().setup(stage)
         if stage == "fit" and not self.network.is_initialized:
             with isolate_rng():
@@ -108,52 +108,48 @@ class EpinetModule(UncertaintyModule):
                 raise InputError("The training loader must hold data to find `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)
             self.network.initialize(move_data_to_device(x, self.device))
-            for average in averaged_copies(self.trainer):  # they were made before there was a head
+            for average in averaged_copies(self.trainer):  # the copies were made before the head was built
                 average.network = copy.deepcopy(self.network).to(average.device)
         if stage == "fit":
             expect_eval_mode(self.network.num_frozen)
 
     def on_train_start(self) -> None:
-        """Track features, or not: a training that is resumed in mid-epoch hears no ``on_train_epoch_start`` of it."""
+        """Decide whether to track features: Lightning skips ``on_train_epoch_start`` when a training resumes within an epoch."""
         super().on_train_start()
         self._track_features()
 
     def on_train_epoch_start(self) -> None:
-        """Stop the update of the feature statistics after the first epoch, if the base is frozen."""
+        """Freeze the feature statistics after the first epoch, if the base is frozen."""
         super().on_train_epoch_start()
         self._track_features()
 
     def _track_features(self) -> None:
-        """Update the feature statistics only where they can change.
-
-        Lightning skips ``on_train_epoch_start`` after a mid-epoch resume.
-        """
-        # Features of a frozen base do not change: their statistics are those of the first epoch.
+        """Update the feature statistics only while they can change: those of a frozen base are complete after the first epoch."""
         self.network.track_features(not self.network.freeze_base or self.current_epoch == 0)
 
     def optimized_parameters(self) -> list[Any]:
         """The parameters that need a gradient: the base's, unless it is frozen, and the epinet's.
 
         Raises:
-            InputError: The head is not built yet.
+            InputError: The head has not been built.
         """
         if not self.network.is_initialized:
             raise InputError(
-                "The epinet's head is not built yet, since the network does not tell its sizes without data. Call "
+                "The epinet's head is not built yet, because the network's structure does not determine its sizes. Call "
                 "`module.network.initialize(x)` with a batch, or name `feature_layers` and pass `task=Classification(num_classes=...)`."
             )
         return super().optimized_parameters()
 
 
 PRIOR_SCALE_OF_NUMBERS = 0.1
-"""Scale of the prior for regression, where the default, made for logits, is too large for targets in standardised units. The mean validation NLL on
-three UCI tables (seeds 100 and 101) with 0.03, 0.1, 0.3 and 1 was -1.12, -1.11, -0.91 and -0.27; the plain network -1.04. 0.03 is within the error of
-0.1 (``benchmarks/regression_defaults.md``)."""
+"""Prior scale for regression. The default is made for logits and too large for targets in standardised units: the mean validation NLL on
+three UCI tables (seeds 100 and 101) with 0.03, 0.1, 0.3 and 1 was -1.12, -1.11, -0.91 and -0.27; the plain network has -1.04. 0.03 is within
+the error of 0.1 (``benchmarks/regression_defaults.md``)."""
 
 
 def _build(setting: Setting) -> EpinetModule:
-    # The default scale, untuned. On validation data (seeds 100-104) its joint log-loss was 0.302, softmax's 0.418. It went on
-    # falling to 0.106 at a scale of 20, which ten other seeds then paid for with the test NLL (0.075, softmax 0.053).
+    # The default scale, untuned. On validation data (seeds 100-104) its joint log-loss was 0.302; softmax has 0.418. Larger scales
+    # lowered it further, to 0.106 at 20, but raised the test NLL on ten other seeds (0.075; softmax has 0.053).
     return EpinetModule(setting.network, **setting.training)
 
 

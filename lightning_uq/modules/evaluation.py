@@ -1,4 +1,4 @@
-"""The metrics of a validation or a test: one set per loader, updated batch by batch and logged on every rank."""
+"""Metrics of a validation or test: one set per loader, updated with each batch and logged on every rank."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class CheckedLoss(MeanLoss):
-    """The mean loss of a loader, which is refused if an output is not finite.
+    """The mean loss of a loader, with an error if an output was not finite.
 
-    The rows of such outputs are counted where they are, and the count is read with the loss, when the loader ends: a look at it after every
-    batch would wait for the device. On the CPU, where it waits for nothing, the first such batch is refused.
+    Rows with such outputs are counted on their device. The count is read with the loss when the loader ends, because reading it
+    after every batch would wait for the device. On the CPU nothing waits, so the first such batch raises.
     """
 
     unusable: Tensor
@@ -36,7 +36,7 @@ class CheckedLoss(MeanLoss):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def checked(self, output: Tensor, task: Task) -> Tensor:
-        """Outputs [Z, B, ...]; with 0 in place of those that were counted, so that no metric fails on them first."""
+        """Outputs [Z, B, ...], with 0 in place of rows that are not finite, so that no metric fails on them first."""
         if is_free(output):
             check_numbers(output, task)
             return output
@@ -46,10 +46,10 @@ class CheckedLoss(MeanLoss):
         return output.masked_fill(bad.reshape(-1, *[1] * (output.ndim - 2)), 0)
 
     def compute(self) -> Tensor:
-        """The mean.
+        """The mean loss.
 
         Raises:
-            NotFiniteError: Outputs were not finite.
+            NotFiniteError: Some outputs were not finite.
         """
         if self.unusable:
             refuse_outputs(int(self.unusable), int(self.rows))
@@ -57,7 +57,7 @@ class CheckedLoss(MeanLoss):
 
 
 def make_metrics(task: Task, loaders: Any, stage: Stage) -> nn.ModuleList:
-    """A fresh set of metrics per loader: metrics that several loaders share would mix their samples."""
+    """A new set of metrics per loader: metrics shared by several loaders would mix their samples."""
     return nn.ModuleList(nn.ModuleDict({"loss": CheckedLoss(), **task.metrics(stage)}) for _ in loader_list(loaders))
 
 
@@ -73,16 +73,16 @@ def log_metrics(module: "UncertaintyModule", stage: str, metrics: dict[str, Metr
             f"{stage}_{name}",
             metric,
             prog_bar=stage == "val" and name in ("loss", module.task.metric_on_bar),
-            batch_size=1,  # a metric counts for itself
+            batch_size=1,  # a metric counts its samples itself
             metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
         )
 
 
 def log_before_batches(module: "UncertaintyModule", stage: str, metric_sets: nn.ModuleList) -> set[int]:
-    """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
+    """Log the metrics of a single loader on every rank, so that ranks without a batch compute them too.
 
-    At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
-    every rank needs a batch of each. A step that a subclass has replaced updates none of these metrics.
+    At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders, every
+    rank needs a batch of each. If a subclass replaces the step, its metrics are not updated here.
 
     Returns:
         The numbers of the loaders whose metrics were logged.
@@ -97,18 +97,18 @@ def log_before_batches(module: "UncertaintyModule", stage: str, metric_sets: nn.
 def update_metrics(
     module: "UncertaintyModule", metrics: dict[str, Metric], loader: Any, batch: Any, batch_idx: int
 ) -> None:
-    """Update the metrics of a loader with a batch; rows that a distributed sampler repeats as padding are left out."""
+    """Update the metrics of a loader with a batch, without the rows that a distributed sampler repeats as padding."""
     x, y = module.labelled(batch, batch_idx)
     with module.prediction_transforms.observing(module, x, for_metrics=True) as transformed:
         output = module(x)
     loss_metric = metrics["loss"]
     assert isinstance(loss_metric, CheckedLoss)
     output = loss_metric.checked(output, module.task)
-    prediction = transformed(module.prediction(output))  # what a transform observed is of all rows
+    prediction = transformed(module.prediction(output))  # before rows are selected: transforms observe all rows
     index = batches.sample_index(batch)
     position, keep = batches.distributed_rows(loader, batch_idx, len(y))
     if position is not None and keep is not None:
-        # Positions also make the joint log-loss the same on any number of ranks.
+        # With positions, the joint log-loss is the same on any number of ranks.
         index = (position if index is None else index.cpu())[keep]
         output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
         prediction = prediction[keep.to(output.device)]

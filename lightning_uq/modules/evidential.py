@@ -1,4 +1,4 @@
-"""Evidential classification: one network, one pass, a Dirichlet over class probabilities."""
+"""Evidential classification: one network and one pass predict a Dirichlet over class probabilities."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from lightning_uq.tasks.evidential_classification import EvidentialLossName
 class EvidentialModule(DeterministicModule):
     """A classifier whose outputs are evidence: :class:`DeterministicModule` with an evidential task.
 
-    :class:`~lightning_uq.tasks.EvidentialClassification` holds the loss, its annealing and what its uncertainty means. Any other
-    module takes that task as well: ``EnsembleModule(network, task=EvidentialClassification())`` is an evidential ensemble.
+    :class:`~lightning_uq.tasks.EvidentialClassification` defines the loss, its annealing and the uncertainty. Other modules take
+    that task too: ``EnsembleModule(network, task=EvidentialClassification())`` is an evidential ensemble.
 
     Args:
-        network: The network, or a factory of it (which a checkpoint can remember): raw outputs [B, C], or maps [B, C, ...].
-        loss: Name of the loss, instead of the task's: see :class:`~lightning_uq.tasks.EvidentialClassification`.
-        task: The task with its further fields; default ``EvidentialClassification()``.
+        network: The network, or a factory of it, which a checkpoint can store. It returns raw outputs [B, C], or maps [B, C, ...].
+        loss: Name of a loss that replaces the task's: see :class:`~lightning_uq.tasks.EvidentialClassification`.
+        task: The task with its other fields; default ``EvidentialClassification()``.
         training: Arguments of :class:`DeterministicModule`: ``optimizer``, ``output`` and the like.
 
     Raises:
-        InputError: The task is no evidential classification, or an argument is not as above.
+        InputError: The task is not an evidential classification, or an argument is out of range.
 
     Example:
         >>> import torch

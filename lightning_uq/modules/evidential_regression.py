@@ -1,4 +1,4 @@
-"""Evidential regression: one network, one pass, a Student-t over the target."""
+"""Evidential regression: one network and one pass predict a Student-t distribution of the target."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from lightning_uq.tasks import EvidentialRegression, task_of
 class EvidentialRegressionModule(DeterministicModule):
     """A regressor that predicts a normal-inverse-gamma: :class:`DeterministicModule` with an evidential task.
 
-    :class:`~lightning_uq.tasks.EvidentialRegression` holds the loss and what its uncertainty means; other modules take it as well.
+    :class:`~lightning_uq.tasks.EvidentialRegression` defines the loss and the uncertainty. Other modules take that task too.
 
     Args:
         network: The network, or a factory of it: raw outputs [B, 4 D], or [B, 3 D] for ``loss="meinert"``; see
             :func:`~lightning_uq.losses.evidential_regression.split_nig`.
-        loss: ``"amini"``, ``"scaled"`` or ``"meinert"``, instead of the task's.
-        task: The task with its further fields; default ``EvidentialRegression()``.
+        loss: ``"amini"``, ``"scaled"`` or ``"meinert"``; it replaces the task's loss.
+        task: The task with its other fields; default ``EvidentialRegression()``.
         training: Arguments of :class:`DeterministicModule`: ``optimizer``, ``output`` and the like.
 
     Raises:
-        InputError: The task is no evidential regression, or an argument is not as above.
+        InputError: The task is not an evidential regression, or an argument is out of range.
 
     Example:
         >>> import torch
@@ -53,8 +53,9 @@ class EvidentialRegressionModule(DeterministicModule):
 
 
 REG_FACTOR = 0.1
-"""Weight of the regularizer in the comparison: the mean validation NLL on three UCI tables (seeds 100 and 101) with 0.01 (the paper's), 0.1 and 1 was -1.18,
--1.32 and -1.35; the plain network -1.04. 0.1 is the one next to the paper's within the error of the best (``benchmarks/regression_defaults.md``)."""
+"""Weight of the regularizer in the comparison. The mean validation NLL on three UCI tables (seeds 100 and 101) with 0.01 (the paper's), 0.1 and
+1 was -1.18, -1.32 and -1.35; the plain network has -1.04. 0.1 is within the error of the best, and closer to the paper's value
+(``benchmarks/regression_defaults.md``)."""
 
 
 def _build(setting: Setting) -> EvidentialRegressionModule:

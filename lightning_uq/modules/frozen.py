@@ -1,4 +1,4 @@
-"""Train and eval modes: of frozen parts, which stay in eval mode, and of a whole module during a prediction."""
+"""Train and eval modes: frozen parts stay in eval mode, and predictions switch a whole module to it."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from torch import nn
 
 
 def expect_eval_mode(num_modules: int) -> None:
-    """Silence Lightning's warning about exactly this many modules in eval mode: frozen parts always are."""
+    """Silence Lightning's warning about exactly this number of modules in eval mode, because frozen parts always are."""
     if num_modules:
         warnings.filterwarnings("ignore", rf".*Found {num_modules} module\(s\) in eval mode", PossibleUserWarning)
 
 
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Set every part of a module to eval mode; each part's own mode is put back at the end."""
+    """Set every part of a module to eval mode, and restore each part's own mode at the end."""
     training = [part for part in module.modules() if part.training]
     if training:
         module.eval()

@@ -1,4 +1,4 @@
-"""Hypermodels: the index sets the weights of the whole network."""
+"""Hypermodels: an index determines the weights of the whole network."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,33 +17,33 @@ from lightning_uq.networks.priors.independent_layers import PriorIndependentLaye
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
-which the comparison does not use: 0.381, 0.276, 0.359; softmax 0.418. It is paid for with the NLL: 0.049, 0.073, 0.134; softmax
+which the comparison does not use: 0.381, 0.276, 0.359; softmax has 0.418. Its price is a worse NLL: 0.049, 0.073, 0.134; softmax has
 0.042."""
 
 
 class HypermodelModule(UncertaintyModule):
     """A hypermodel of a network: f(x, z) = network(x; weights(z)) + prior(x, z), with z of mean squared length one.
 
-    It has (index_dim + 1) P parameters, where P is the network's own number. Hypotheses differ where the data leave them free,
-    and a prior sets by how much.
+    It has (index_dim + 1) P parameters, where P is the network's own number. Hypotheses differ where the data do not determine the
+    function, and a prior sets how much.
 
     Args:
-        network: The network whose weights are generated, or a factory of it (which a checkpoint can remember); its outputs
-            are as the task expects. It has no BatchNorm.
+        network: The network whose weights are generated, or a factory of it, which a checkpoint can store. Its outputs are as the
+            task expects, and it has no BatchNorm.
         index_dim: Dimension of z.
-        hidden_sizes: Widths of the layers of an MLP between z and the weights. Without layers, the weights are linear in z.
+        hidden_sizes: Widths of the layers of an MLP from z to the weights. Without hidden layers, the weights are linear in z.
         scale: Whether generated weights are divided by sqrt(fan_in).
-        initialization: ``"network"``: weights(z) varies about the network's own initial weights; ``"enn"``: as ENN draws it.
-        prior: Factory of a prior g(x, z) to [Z, B, C], which is frozen:
-            :class:`~lightning_uq.networks.PriorIndependentLayers` or another; None: no prior.
-        prior_scale: Its scale.
-        calibrate_prior: Whether that scale is a spread over z in units of the output (logits). Otherwise it is a factor.
+        initialization: ``"network"``: weights(z) vary about the network's own initial weights. ``"enn"``: as in ENN.
+        prior: Factory of a frozen prior g(x, z) with outputs [Z, B, C], for instance
+            :class:`~lightning_uq.networks.PriorIndependentLayers`. None: no prior.
+        prior_scale: Scale of the prior.
+        calibrate_prior: Whether that scale is the spread over z in units of the output (logits). Otherwise it is a factor.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
-        InputError: The network has no layer whose weights could be generated.
-        UnsupportedError: It has a BatchNorm layer.
+        InputError: The network has no layer whose weights can be generated.
+        UnsupportedError: The network has a BatchNorm layer.
 
     Source: Dwaracherla et al., "Hypermodels for Exploration", ICLR 2020 (arXiv 2006.07464).
 

@@ -18,14 +18,14 @@ from lightning_uq.running.streams import RandomStream
 
 
 def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
-    """Largest minus smallest value of every input dimension over the training data, [D], or [C, 1, 1] over images [C, H, W].
+    """Largest minus smallest value of every input dimension over the training data, [D], or [C, 1, 1] for images [C, H, W].
 
-    Each rank reads its share of the data set once, in order; the result is the same on all ranks. The batch's hooks run in
-    the validating stage, so that they do not augment. A data set's own augmentation cannot be removed from outside.
+    Each rank reads its share of the data set once, in order, and all ranks get the same result. The batch hooks run in the
+    validating stage, so they do not augment. Augmentation inside a data set cannot be switched off from outside.
 
     Args:
         module: A module whose Trainer has set up its training loader.
-        unpack_batch: Gives (input, target) of a batch.
+        unpack_batch: Returns (input, target) of a batch.
 
     Raises:
         InputError: There are several training loaders, or the inputs are not finite floating-point tensors.
@@ -73,7 +73,7 @@ def _extremes(x: Any) -> tuple[Tensor, Tensor]:
         found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise InputError(f"The input of adversarial training must be a floating-point tensor, but it is {found}.")
     x = upcast(x)
-    # Pixels of a channel are alike; the entries of a vector, or of a sequence, are not.
+    # Pixels of a channel share one range; entries of a vector or a sequence do not.
     dims = (0, *range(2, x.ndim)) if x.ndim >= 4 else (0,)
     low, high = x.amin(dims, keepdim=True)[0], x.amax(dims, keepdim=True)[0]
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):

@@ -1,4 +1,4 @@
-"""Checkpoints of ensembles: members that were trained apart, and optimizer states of another execution."""
+"""Checkpoints of ensembles: members that were trained separately, and optimizer states of another execution."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ENSEMBLE_STATE = "lightning_uq_ensemble"
 """The key of a checkpoint under which an ensemble keeps its own state."""
 
-# Lists of one entry per parameter group, in the state of a scheduler.
+# In the state of a scheduler, lists with one entry per parameter group.
 _PER_GROUP = {
     "base_lrs", "_last_lr", "min_lrs", "max_lrs", "initial_lrs", "total_lrs", "lr_lambdas", "base_momentums", "max_momentums",
 }  # fmt: skip
@@ -37,7 +37,7 @@ def read_member_files(
     weights_only: bool,
     kwargs: Mapping[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The checkpoints of members that were trained apart, and the arguments of the ensemble that they make up.
+    """The checkpoints of members that were trained separately, and the arguments of the ensemble that they form.
 
     Args:
         checkpoints: One file per member.
@@ -47,7 +47,7 @@ def read_member_files(
         kwargs: Further arguments of the ensemble, which take precedence over those in the files.
 
     Raises:
-        InputError: A file cannot be read, or the arguments do not go together.
+        InputError: A file cannot be read, or arguments contradict each other.
     """
     if isinstance(checkpoints, str | Path) or not checkpoints:
         raise InputError(f"`checkpoints` must be a list of files, but it is {checkpoints!r}.")
@@ -66,7 +66,7 @@ def read_member_files(
 def load_member_files(
     ensemble: "EnsembleModule", files: Sequence[Mapping[str, Any]], paths: Sequence[str | Path]
 ) -> None:
-    """Load the weights of members that were trained apart, member i's from ``files[i]``.
+    """Load the weights of members that were trained separately, member i's from ``files[i]``.
 
     A LightningModule loads its own checkpoint as Lightning would, with its hooks.
 
@@ -76,7 +76,7 @@ def load_member_files(
     network = ensemble.network
     if ensemble.members is not None:
         for i, (file, path) in enumerate(zip(files, paths, strict=True)):
-            with ensemble.members.using_stream(i) as module, _misfit(module, path):
+            with ensemble.members.using_stream(i) as module, _naming_file(module, path):
                 if LIGHTNING_VERSION in file:
                     load_as_lightning(module, file)
                 else:
@@ -92,7 +92,7 @@ def load_member_files(
 
 
 @contextmanager
-def _misfit(member: nn.Module, path: str | Path) -> Iterator[None]:
+def _naming_file(member: nn.Module, path: str | Path) -> Iterator[None]:
     """Turn torch's error about weights into one that names the file."""
     try:
         yield
@@ -106,10 +106,10 @@ def factory_of(
     hyper_parameters: Sequence[Mapping[str, Any]],
     paths: Sequence[str | Path],
 ) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
-    """A factory of the members and the settings of their outputs, from the hyper-parameters of their checkpoints.
+    """A factory of the members, and the settings of their outputs, from the hyper-parameters of the checkpoints.
 
     Raises:
-        InputError: The hyper-parameters hold no network, or differ: one factory cannot build members that differ.
+        InputError: The hyper-parameters hold no network, or differ between files: one factory cannot build different members.
     """
     ours = module_class is not None and issubclass(module_class, UncertaintyModule)
     if module_class is not None and not ours:
@@ -121,7 +121,7 @@ def factory_of(
     for given, path in zip(hyper_parameters, paths, strict=True):
         if "network" not in given:
             raise InputError(
-                f"{str(path)!r} does not say which network it belongs to: pass argument `network`, a factory of the members, or "
+                f"{str(path)!r} does not say which network it belongs to. Pass argument `network`, a factory of the members, or "
                 "`module_class`."
             )
     names = ("network", "task", "output")
@@ -138,20 +138,20 @@ def _check_equal(hyper_parameters: Sequence[Mapping[str, Any]], paths: Sequence[
         if differing:
             raise InputError(
                 f"The members in {str(paths[0])!r} and {str(path)!r} were built with different values of {', '.join(differing)}. "
-                "Pass argument `network`, a factory, if the difference does not matter to the network."
+                "If that does not affect the network, pass argument `network`, a factory."
             )
 
 
 def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except (RuntimeError, ValueError):  # arrays of several numbers
+    except (RuntimeError, ValueError):  # comparison of arrays
         return len(one) == len(other) and all(map(_equal, one, other))
 
 
 def check_size(checkpoint: Mapping[str, Any], num_members: int) -> None:
-    """Raise an :class:`InputError` if another number of members wrote a checkpoint of an ensemble."""
-    members = checkpoint[ENSEMBLE_STATE].get("members")  # LightningModules, which may have dropped all of their weights
+    """Raise an :class:`InputError` if an ensemble with another number of members wrote the checkpoint."""
+    members = checkpoint[ENSEMBLE_STATE].get("members")  # LightningModules, which may have removed all of their weights
     names = [name for name in checkpoint["state_dict"] if name.startswith("network.members.")]
     size = len({name.split(".")[2] for name in names} if members is None else members)
     if size != num_members:
@@ -161,14 +161,14 @@ def check_size(checkpoint: Mapping[str, Any], num_members: int) -> None:
 
 
 def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
-    """Load a member's weights, strictly; a plain network also from a module that held it as an attribute.
+    """Load a member's weights, strictly. A plain network also loads from a module that held it as an attribute.
 
     Raises:
         InputError: Names or shapes do not match.
     """
     own = {uncompiled(name): name for name in member.state_dict()}
     wanted, state = own.keys(), {uncompiled(name): value for name, value in state.items()}
-    # The names of a LightningModule's network begin with the name of an attribute, such as `model.`
+    # In a LightningModule, the names of its network begin with an attribute's name, such as `model.`
     first = next(iter(wanted), "")
     for prefix in sorted({name[: -len(first)] for name in state if name.endswith(first)}, key=len):
         if wanted == {name.removeprefix(prefix) for name in state if name.startswith(prefix)}:
@@ -177,24 +177,24 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     missing, foreign = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or foreign:
         raise InputError(
-            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_some(missing)}, and has "
-            f"{_some(foreign)} that {type(member).__name__} has not."
+            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_first_names(missing)}, and has "
+            f"{_first_names(foreign)} that {type(member).__name__} lacks."
         )
-    with _misfit(member, path):
+    with _naming_file(member, path):
         member.load_state_dict({own[name]: value for name, value in state.items()})
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
 
 
 def convert_states(checkpoint: dict[str, Any], num_members: int, *, stack: bool) -> None:
-    """Convert the optimizer and scheduler states of a checkpoint, where there are any, to another execution.
+    """Convert the optimizer and scheduler states of a checkpoint, if there are any, to another execution.
 
     Args:
-        checkpoint: The checkpoint, which is changed.
+        checkpoint: The checkpoint, which is changed in place.
         num_members: M.
-        stack: Whether the ensemble that resumes is stacked.
+        stack: Whether the resuming ensemble is stacked.
     """
     if "optimizer_states" in checkpoint:
         states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
@@ -203,14 +203,14 @@ def convert_states(checkpoint: dict[str, Any], num_members: int, *, stack: bool)
 
 
 def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack: bool) -> dict[str, Any]:
-    """The optimizer state of an ensemble in a loop (one parameter group per member) as that of a stacked one, or back.
+    """Convert the optimizer state of a looped ensemble (one parameter group per member) to that of a stacked one, or back.
 
-    Adam, AdamW and SGD act entry by entry, so a stacked leaf's state is the members' states, stacked.
+    Adam, AdamW and SGD act entry by entry, so the state of a stacked parameter is the members' stacked states.
 
     Args:
         state: The optimizer's ``state_dict``.
         num_members: M.
-        stack: Whether ``state`` is a loop's, to be stacked; else a stacked one, to be taken apart.
+        stack: True converts from a loop to stacked, False from stacked to a loop.
 
     Raises:
         InputError: The state has another layout, or the members' settings or step counts differ.
@@ -220,9 +220,9 @@ def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack
     per_group = len(groups[0]["params"])
     if len(groups) != (num_members if stack else 1) or any(o != options[0] for o in options):
         raise InputError(
-            "The optimizer state can be converted to another `execution` only if the members share all settings (one parameter "
-            f"group per member in a loop, one in all when stacked), but it has {len(groups)} groups for {num_members} members. "
-            "Resume with the `execution` that wrote the checkpoint."
+            "The optimizer state can be converted to another `execution` only if the members share all settings, with one parameter group "
+            f"per member in a loop or one group when stacked, but it has {len(groups)} groups for {num_members} members. Resume with the "
+            "`execution` that wrote the checkpoint."
         )
     entries, new = state["state"], {}
     for j in range(per_group):
@@ -243,7 +243,7 @@ def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack
 
 
 def convert_scheduler_state(state: Any, num_members: int, *, stack: bool) -> Any:
-    """The state of a scheduler over one parameter group per member as that of one over a single group, or back."""
+    """Convert the state of a scheduler over one parameter group per member to that of one over a single group, or back."""
     if isinstance(state, Mapping):
         return {
             key: ([value[0]] * (1 if stack else num_members) if value else value)
@@ -265,7 +265,7 @@ def _stack(key: str, values: list[Any]) -> Any:
 
 
 def _slice(key: str, value: Any, m: int) -> Any:
-    # One clone per member: optimizers write into their state in place.
+    # Clone per member: optimizers change their state in place.
     if isinstance(value, Tensor):
         return value.clone() if key == "step" else value[m].clone()
     return value

@@ -10,18 +10,18 @@ from lightning_uq.errors import InputError
 from lightning_uq.losses.index import IndexLoss, takes_indices
 from lightning_uq.tasks import Progress, Task, sums_and_counts
 
-# LightningCLI builds `nn.Module` and `IndexLoss` from a class path; it would read a bare callable as a factory of its result.
+# LightningCLI builds `nn.Module` and `IndexLoss` from a class path. It would read a bare callable as a factory of its result.
 Loss = Callable[[Tensor, Tensor], Tensor] | IndexLoss | nn.Module
 
 
 class Targets(NamedTuple):
-    """Targets and weights that a training loss compares outputs [Z, B, ...] with.
+    """Targets and weights for the training loss of outputs [Z, B, ...].
 
     Attributes:
         values: Targets [B, ...], or [Z, B, ...] if every index has its own.
         of_each_index: Whether every index has its own targets.
-        weights: The samples' own weights [B]. They normalise the loss as well: sum w l / sum w.
-        noise_weights: Weights [Z, B] or [B] of ``data_noise``. They do not normalise it: mean w l. Their expectation is 1.
+        weights: The samples' own weights [B]. They also normalise the loss: sum w l / sum w.
+        noise_weights: Weights [Z, B] or [B] of ``data_noise``. They have expectation 1 and do not normalise the loss: mean w l.
     """
 
     values: Tensor
@@ -33,7 +33,7 @@ class Targets(NamedTuple):
 def losses_and_count(
     output: Tensor, targets: Targets, task: Task, loss: Loss | None, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of each index [Z] and the count that one of them was divided by.
+    """Return the loss of each index [Z] and the count that one index's loss was divided by.
 
     The loss of an index is the batch's total loss divided by its total count, and 0 if nothing counts. A loss over all
     indices has no separate value per index, so its value is repeated Z times.
@@ -70,7 +70,7 @@ def losses_and_count(
         if not per_sample:
             raise InputError(
                 f"`loss` returned shape {list(losses.shape[1:])}, but samples with weights need one loss each: [{rows}]. For "
-                "a loss of torch, pass reduction='none'."
+                "a torch loss, pass reduction='none'."
             )
         sums, counts = sums_and_counts(losses.flatten(0, 1))
     sums, counts = sums.reshape(num, rows), counts.reshape(num, rows)

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning that need something of a module which a module of this package lacks: refused before a training."""
+"""Checks of Lightning callbacks that need an attribute which a module of this package lacks; they are refused before training."""
 
 from collections.abc import Iterable
 
@@ -17,16 +17,14 @@ from lightning_uq._lightning import batch_size_name, learning_rate_names
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
 
-_APART = (
-    "Train such modules apart, each with its own callback, and collect them with `EnsembleModule.from_checkpoints`."
-)
+_APART = "Train such modules separately, each with its own callback, and collect them with `EnsembleModule.from_checkpoints`."
 
 
 def check_callbacks(module: LightningModule, callbacks: Iterable[Callback]) -> None:
-    """Refuse callbacks that need an attribute which the module lacks, or that would train members otherwise than alone.
+    """Refuse callbacks that need an attribute which the module lacks, or that would change how members train.
 
     Raises:
-        InputError: There is one. Lightning itself would name the attribute alone, or do it.
+        InputError: There is such a callback. Lightning's own error would name only the attribute, or there would be none.
     """
     members = getattr(module, "members", None)  # the LightningModules of an ensemble
     for callback in callbacks:
@@ -62,8 +60,8 @@ def _check_for_members(ensemble: LightningModule, member: LightningModule, callb
     kind, name = type(member).__name__, type(callback).__name__
     if is_instance(callback, BaseFinetuning):
         raise InputError(
-            f"{name} freezes layers of one module and adds them to its optimizer later, but each {kind} in this ensemble has an "
-            f"optimizer of its own. {_APART}"
+            f"{name} freezes layers of one module and adds them to its optimizer later, but each {kind} in this ensemble has its own "
+            f"optimizer. {_APART}"
         )
     if is_instance(callback, ModelPruning):
         raise InputError(
@@ -73,12 +71,12 @@ def _check_for_members(ensemble: LightningModule, member: LightningModule, callb
     rates = learning_rate_names(callback) if is_instance(callback, LearningRateFinder) else ()
     if rates and not any(lightning_hasattr(ensemble, rate) for rate in rates):
         raise InputError(
-            f"The learning rate finder cannot set the rate of each member. Find it with one of them, `Tuner(trainer).lr_find({kind}())`"
+            f"The learning rate finder cannot set the rate of each member. Find the rate for one of them, `Tuner(trainer).lr_find({kind}())`"
             f", and let the factory build each {kind} with it. With `update_attr=False` the finder only suggests a rate."
         )
     size = batch_size_name(callback) if is_instance(callback, BatchSizeFinder) else None
     if size is not None and not lightning_hasattr(ensemble, size):
         raise InputError(
-            f"The batch size finder sets an attribute `{size}`, which the members share: put it, and the loaders, into a "
+            f"The batch size finder sets an attribute `{size}`, which the members share. Move it and the loaders to a "
             "LightningDataModule, and pass that as `datamodule`."
         )

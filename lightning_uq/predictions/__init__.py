@@ -1,7 +1,7 @@
-"""The results of every method: frozen, tensor-only predictions with the member axis explicit, one file per type.
+"""The results of every method: frozen sets of tensors with an explicit member axis, one file per type.
 
-Shapes: Z index or member, B batch, C classes, D target dimensions. A class axis that has more axes behind it
-(segmentation, logits [Z, B, C, H, W]) keeps its place; every score is then [B, H, W].
+Shapes: Z indices or members, B batch, C classes, D target dimensions. If more axes follow the class axis (segmentation, logits
+[Z, B, C, H, W]), it keeps its place, and every score is [B, H, W].
 """
 
 from lightning_uq.predictions.base import Prediction

@@ -1,4 +1,4 @@
-"""The base of all predictions: frozen sets of tensors that move, slice, concatenate and export as one."""
+"""The base class of all predictions: frozen sets of tensors that move, slice, concatenate and export together."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -16,25 +16,25 @@ from lightning_uq.predictions.rows import Rows, joined_field, selected_rows, tak
 _P = TypeVar("_P", bound="Prediction")
 
 DENSITY_FIELDS = ("log_density", "ood_score")
-"""What a score of features adds to a prediction of any type: both of a density, and the latter of any other."""
+"""Fields that a score of features adds to a prediction of any type: a density adds both, other scores only the second."""
 
 
 class Prediction(ABC):
-    """Base of all predictions: a frozen set of tensors that moves, slices, concatenates and exports as one.
+    """Base class of all predictions: a frozen set of tensors that move, slice, concatenate and export together.
 
     A subclass declares its tensors as class attributes, each a :class:`~lightning_uq.predictions.fields.Field`. The
-    constructor takes the required ones by position or by name and the optional ones by name.
+    constructor takes required tensors by position or by name, and optional ones by name.
 
     Args:
         args: The required tensors, in the order of their declaration.
         kwargs: Tensors by name.
 
     Attributes:
-        score_names: The names that :meth:`score` takes, besides ``ood_score`` of fitted features, and ``log_density`` of a density.
+        score_names: The names that :meth:`score` takes, besides ``ood_score`` for a score of features, and ``log_density`` for a density.
         has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
 
     Raises:
-        InputError: A tensor is not one, or its shape or values are out of range.
+        InputError: An argument is not a tensor, or its shape or values are out of range.
     """
 
     score_names: ClassVar[tuple[str, ...]] = ()
@@ -45,31 +45,31 @@ class Prediction(ABC):
         "Log-density [B] of the input's features under the density that was fitted after training.",
         batch_axis=0,
         fitted_by="feature density",
-        note=" Of several callbacks that score features, predictions carry the score of the last.",
+        note=" If several callbacks score features, predictions carry the score of the last.",
     )
 
     ood_score = Field(
-        "Out-of-distribution score [B], the higher the further out: that of the callback that fitted one to features, or the one that an alarm judges.",
+        "Out-of-distribution score [B]: higher is further out. It comes from the callback that scores features, or is the score that an alarm judges.",
         batch_axis=0,
         fitted_by="score of features",
     )
 
-    score_summary = Field("Numbers that tell one fitted score of features from another.", optional=True)
+    score_summary = Field("Numbers that distinguish one fitted score of features from another.", optional=True)
 
     ood_p_value = Field(
-        'P-value [B] of "the input has the distribution of the rows that the alarm was fitted to"; 0 for an input that is not finite.',
+        'P-value [B] of "the input has the distribution of the rows that the alarm was fitted to"; 0 for a non-finite input.',
         batch_axis=0,
         fitted_by="OOD alarm",
     )
 
     ood_alarm = Field(
-        "Whether the score is so high that at most the asked share of in-distribution inputs has such a one: bool [B].",
+        "Whether the score is so high that at most the requested share of in-distribution inputs exceeds it: bool [B].",
         batch_axis=0,
         fitted_by="OOD alarm",
     )
 
     prior_precision = Field(
-        "Prior precisions [M, R] of the last layer's posteriors that the members were drawn from, or widened by.",
+        "Prior precisions [M, R] of the last layers' posteriors from which the members were drawn, or whose variance was added.",
         fitted_by="last layer's posterior",
     )
 
@@ -83,10 +83,10 @@ class Prediction(ABC):
             found.update({name: value for name, value in vars(kind).items() if isinstance(value, Field)})
         declared = vars(cls).get("score_names")
         if isinstance(declared, tuple):
-            cls.score_names = ScoreNames(declared)  # type: ignore[assignment]  # which gives such a tuple
+            cls.score_names = ScoreNames(declared)  # type: ignore[assignment]  # a descriptor that returns such a tuple
         cls._fields = dict(sorted(found.items(), key=lambda item: item[1].optional))
         required, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect` and `help` show
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # for `inspect` and `help`
             [
                 inspect.Parameter(name, named, default=None, annotation=Tensor | None)
                 if field.optional
@@ -99,19 +99,19 @@ class Prediction(ABC):
         required = [name for name, field in self._fields.items() if not field.optional]
         given = {**dict(zip(required, args, strict=False)), **kwargs}
         if len(args) + len(kwargs) != len(given) or not set(required) <= given.keys() <= self._fields.keys():
-            inspect.signature(type(self)).bind(*args, **kwargs)  # raises a TypeError that names what is wrong
+            inspect.signature(type(self)).bind(*args, **kwargs)  # raises a TypeError that names the wrong argument
         tensors = {name: given.get(name) for name in self._fields}
         self._check_tensors(tensors)
         object.__setattr__(self, "_tensors", tensors)
         self._check()
-        if not torch.compiler.is_compiling():  # a graph holds no values
+        if not torch.compiler.is_compiling():  # a graph has no values to check
             self._check_values()
 
     @classmethod
     def of_checked(cls, **tensors: Tensor | None) -> Self:
-        """A prediction of tensors whose values are known to be in range: a look at them would wait for a GPU.
+        """A prediction from tensors whose values are known to be in range: checking them would wait for a GPU.
 
-        Shapes are checked as always.
+        Shapes are checked as usual.
         """
         given = {name: tensors.get(name) for name in cls._fields}
         cls._check_tensors(given)
@@ -123,13 +123,13 @@ class Prediction(ABC):
 
     @classmethod
     def _check_tensors(cls, tensors: dict[str, Tensor | None]) -> None:
-        """Refuse what is no tensor."""
+        """Refuse arguments that are not tensors."""
         for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor) and (tensor is not None or not cls._fields[name].optional):
                 raise InputError(f"`{name}` must be a tensor, but it is a {type(tensor).__name__}.")
 
     def _check(self) -> None:
-        """Refuse shapes that do not fit together; a subclass adds those of its own tensors before it calls this."""
+        """Refuse shapes that do not fit together. A subclass checks its own tensors before it calls this."""
         sizes: dict[str, int] = {}
         for name, tensor, axis in self._present():
             if axis is not None and tensor.ndim <= axis:
@@ -141,14 +141,14 @@ class Prediction(ABC):
             if size != num_rows:
                 raise InputError(f"`{name}` must have as many rows as `{first}`: {num_rows}, but it has {size}.")
 
-    def _check_values(self) -> None:  # noqa: B027  # not every type limits its values
-        """Refuse values that are out of range; called once, when the tensors are first given."""
+    def _check_values(self) -> None:  # noqa: B027  # some types do not limit their values
+        """Refuse values that are out of range. Called once, when the tensors are first passed."""
 
     # ------------------------------------------------------------------ a set of tensors
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor | None]) -> Self:
-        """A prediction of tensors that were checked when they were first given."""
+        """A prediction from tensors that were checked when they were first passed."""
         new = cls.__new__(cls)
         object.__setattr__(new, "_tensors", tensors)
         return new
@@ -169,7 +169,7 @@ class Prediction(ABC):
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _fitted(self, *without: str) -> dict[str, Tensor | None]:
-        """What callbacks have fitted, but for some fields: a pooled prediction carries it on."""
+        """The tensors that callbacks have fitted, except for some fields: a pooled prediction keeps them."""
         is_fitted = {
             name: field.fitted_by is not None or name == "score_summary" for name, field in self._fields.items()
         }
@@ -177,12 +177,12 @@ class Prediction(ABC):
         return {name: self._get(name) for name in names}
 
     def _present(self) -> list[tuple[str, Tensor, int | None]]:
-        """Name, tensor and batch axis of the tensors that are there."""
+        """Name, tensor and batch axis of the tensors that are present."""
         tensors = ((name, self._get(name), field.batch_axis) for name, field in self._fields.items())
         return [(name, tensor, axis) for name, tensor, axis in tensors if tensor is not None]
 
     def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The value of ``compute``, kept for the next call under the same autograd mode."""
+        """The result of ``compute``, cached for calls under the same autograd mode."""
         if torch.compiler.is_compiling():
             return compute()
         kept: dict[Any, Tensor] = self.__dict__.setdefault("_kept", {})
@@ -192,7 +192,9 @@ class Prediction(ABC):
         return kept[key]
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is frozen; make a new one instead of setting `{name}`.")
+        raise AttributeError(
+            f"{type(self).__name__} is frozen: instead of setting `{name}`, make a copy with `replace`."
+        )
 
     def __getstate__(self) -> dict[str, Tensor | None]:
         return dict(self.__dict__["_tensors"])
@@ -210,10 +212,10 @@ class Prediction(ABC):
         return next(tensor.shape[axis] for _, tensor, axis in self._present() if axis is not None)
 
     def __getitem__(self, index: Rows) -> Self:
-        """The prediction of some rows: an integer (one row), a slice, a mask [B] or positions [N].
+        """The prediction for some rows: an integer (one row), a slice, a mask [B] or positions [N].
 
         Raises:
-            InputError: The index is none of these, or a mask has another length.
+            InputError: The index has another type, or a mask has another length.
             IndexError: A position is out of range.
         """
         rows = selected_rows(index, len(self))
@@ -224,13 +226,13 @@ class Prediction(ABC):
         return (self[i] for i in range(len(self)))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """A copy on another device or in another dtype; takes what ``Tensor.to`` takes. Lightning moves predictions so."""
+        """A copy on another device or in another dtype, with the arguments of ``Tensor.to``. Lightning moves predictions with it."""
         moved = {name: tensor.to(*args, **kwargs) for name, tensor, _ in self._present()}
         masks = {name: moved[name].to(torch.bool) for name, tensor, _ in self._present() if tensor.dtype == torch.bool}
         return self._from_tensors({name: {**moved, **masks}.get(name) for name in self._fields})
 
     def replace(self, **tensors: Tensor | None) -> Self:
-        """A copy with other tensors in place of those named, as ``temperature`` or ``log_density``; None removes an optional one.
+        """A copy in which some tensors are replaced, such as ``temperature`` or ``log_density``; None removes an optional one.
 
         Raises:
             InputError: A name is unknown, or a tensor does not fit the others.
@@ -247,10 +249,10 @@ class Prediction(ABC):
 
     @classmethod
     def cat(cls: type[_P], predictions: Sequence[_P]) -> _P:
-        """Concatenate batches: what ``trainer.predict`` returned becomes one prediction.
+        """Concatenate batches, such as the list from ``trainer.predict``, to one prediction.
 
         Raises:
-            InputError: The list is empty, mixes types or holds no predictions, or its parts disagree on what they hold.
+            InputError: The list is empty, mixes types or holds other objects, or its parts differ in the tensors that they hold.
         """
         if not predictions:
             raise InputError("`predictions` must hold at least one prediction, but it is empty.")
@@ -267,26 +269,26 @@ class Prediction(ABC):
             {name: joined_field(name, field.batch_axis, predictions) for name, field in kind._fields.items()}
         )
 
-    # ------------------------------------------------------------------ what a prediction says
+    # ------------------------------------------------------------------ properties and results
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the tensors that the prediction is made of."""
+        """The dtype of the required tensors."""
         return self._present()[0][1].dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of these tensors."""
+        """The device of the required tensors."""
         return self._present()[0][1].device
 
     @property
     def num_indices(self) -> int | None:
-        """Z, the number of hypotheses that the prediction holds; None if they were pooled."""
+        """Z, the number of hypotheses in the prediction; None if they were pooled."""
         return None
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """The axes of positions behind each input, as (H, W) of a segmentation; empty if there is one result per input."""
+        """Shape of the positions of each input, such as (H, W) of a segmentation; empty if there is one result per input."""
         return ()
 
     @property
@@ -294,15 +296,15 @@ class Prediction(ABC):
         """Raw logits [Z, B, C, ...] of every hypothesis.
 
         Raises:
-            InputError: The prediction does not hold them; ``has_logits`` says so beforehand.
+            InputError: The prediction does not hold them; check ``has_logits`` first.
         """
         raise InputError(self._no_logits())
 
     def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """A copy whose ``logits`` went through a function before they are pooled.
+        """A copy whose ``logits`` were transformed by a function before they are pooled.
 
         Raises:
-            InputError: The prediction does not hold any.
+            InputError: The prediction holds no logits.
         """
         raise InputError(self._no_logits())
 
@@ -310,56 +312,58 @@ class Prediction(ABC):
         return f"A {type(self).__name__} has no member `logits`."
 
     def pool(self) -> "Prediction":
-        """The prediction without its members: pooled results and moments alone, Z times smaller."""
+        """The prediction without its members: only pooled results and moments, Z times smaller."""
         return self
 
     def score(self, name: str) -> Tensor:
-        """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
+        """A score [B] ([B, ...] for a map) by its name: higher is more uncertain, or further out of distribution.
 
-        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is that of the
-        callback that scores the features, by default FitGMM's of raw and polar features together. A score that is NaN, as that of an
-        input with NaN, is plus infinity, so that ``score > threshold`` holds.
+        ``score("log_density")`` is therefore **minus** ``log_density`` [B], if a density was fitted. ``score("ood_score")`` comes from
+        the callback that scores features; by default FitGMM's score combines raw and polar features. NaN scores, such as those of an
+        input with NaN, become plus infinity, so that ``score > threshold`` holds.
 
         Raises:
             InputError: ``name`` is neither among ``score_names`` nor ``log_density`` or ``ood_score``.
-            NotFittedError: The prediction carries no ``log_density``, or no ``ood_score``.
+            NotFittedError: The prediction carries no ``log_density`` or no ``ood_score``.
         """
         fitted = self._fitted_scores()
-        if name in DENSITY_FIELDS:  # reading an absent one raises
-            return self._alarming(fitted[name] if name in fitted else self._score(name))
-        own = type(self).score_names  # a name that only other predictions of the type have is an error that says why
+        if name in DENSITY_FIELDS:  # reading an absent field raises
+            return self._nan_as_infinity(fitted[name] if name in fitted else self._score(name))
+        own = type(
+            self
+        ).score_names  # a name that only other predictions of this type have raises an error with the reason
         if name not in self.score_names and not (isinstance(own, tuple) and name in own):
             names = (*self.score_names, *fitted)
             listed = f"Its scores are {', '.join(names)}." if names else "It has none."
             raise InputError(f"{type(self).__name__} has no score {name!r}. {listed}{self._hint}")
-        return self._alarming(self._score(name))
+        return self._nan_as_infinity(self._score(name))
 
     def _fitted_scores(self) -> dict[str, Tensor]:
-        """The scores of features that the prediction carries, by name."""
+        """The scores of features in the prediction, by name."""
         log_density, score = self._get("log_density"), self._get("ood_score")
         found = {} if log_density is None else {"log_density": -log_density, "ood_score": -log_density}
         return found if score is None else {**found, "ood_score": score}
 
     def _listed(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the type's names under which this prediction has scores."""
+        """Those of the type's score names that this prediction supports."""
         return names
 
-    def _alarming(self, score: Tensor) -> Tensor:
-        """A score [B, *P] with plus infinity where it, or what was predicted there, is NaN: a vote of NaN is a label like any other."""
+    def _nan_as_infinity(self, score: Tensor) -> Tensor:
+        """A score [B, *P] with plus infinity where the score or the prediction is NaN: a vote of NaN would be a label like any other."""
         bad = score.isnan()
         num = len(self.map_shape) if score.ndim > 1 else 0
         for name, field in self._fields.items():
             tensor: Tensor | None = vars(self)["_tensors"][name]
             if tensor is not None and not field.optional and field.batch_axis is not None:
                 axis = field.batch_axis
-                first = axis + 1 + (tensor.ndim > axis + 1 + num)  # behind the classes or targets, where there are any
+                first = axis + 1 + (tensor.ndim > axis + 1 + num)  # after the axis of classes or targets, if any
                 others = [one for one in range(tensor.ndim) if one != axis and not first <= one < first + num]
                 rows = tensor.isnan()
                 bad = bad | (rows.any(others) if others else rows)
         return torch.where(bad, torch.inf, score)
 
     _hint: ClassVar[str] = ""
-    """A further sentence of the error for an unknown score."""
+    """A further sentence for the error about an unknown score."""
 
     def _score(self, name: str) -> Tensor:
         score: Tensor = getattr(self, name)
@@ -367,13 +371,13 @@ class Prediction(ABC):
 
     @abstractmethod
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """Named per-input results, the batch on axis 0: what a table or a file takes.
+        """Named results per input, with the batch on axis 0, for a table or a file.
 
         Args:
-            interval: The share of a central interval in (0, 1), whose bounds are added where numbers are predicted.
+            interval: Level of a central interval in (0, 1), whose bounds are added for numeric predictions.
 
-        Where a score of features was fitted, ``ood_score`` is among them, and of a density ``log_density``. A score that is NaN is plus
-        infinity, as :meth:`score` gives it, and the ``label`` of such an input is -1.
+        They include ``ood_score`` if a score of features was fitted, and ``log_density`` for a density. NaN scores become plus
+        infinity, as in :meth:`score`, and the ``label`` of such an input is -1.
         """
 
     @abstractmethod
@@ -381,7 +385,7 @@ class Prediction(ABC):
         """Log-probability, or log-density, of ``target`` under the prediction."""
 
     def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The results, with those of a fitted score of features; whoever filters a table by a score finds the rows that have none."""
+        """The results and those of a fitted score of features, with plus infinity for NaN: a filter by score must find such rows."""
         names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
         per_row = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is not None]

@@ -1,4 +1,4 @@
-"""The predictions of several labels per input, each of which may be on or off."""
+"""Predictions of several binary labels per input."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from lightning_uq.predictions.fields import Field
 
 
 class LabelProbabilities(Decomposed):
-    """The base of predictions of L labels, independent given the index: what follows from the pooled logits [B, L].
+    """The base class of predictions of L labels, independent given the index: results from the pooled logits [B, L].
 
-    A temperature acts on the pooled logits. It changes ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The
-    hypotheses stay as they are, and the parts of their entropy are then named ``uncalibrated_expected_entropy`` and
-    ``uncalibrated_mutual_information``. A score is summed over the labels.
+    A temperature acts on the pooled logits. It changes ``probs``, ``label``, ``confidence`` and ``predictive_entropy``, but not
+    the hypotheses. The parts of their entropy are then named ``uncalibrated_expected_entropy`` and
+    ``uncalibrated_mutual_information``. Scores are sums over the labels.
     """
 
     score_names: ClassVar[tuple[str, ...]] = ("predictive_entropy", "mutual_information", "expected_entropy")
 
     temperature = Field("T, a scalar or [L]: probabilities are sigmoid(pooled logit / T).", fitted_by="temperature")
 
-    # ------------------------------------------------------------------ what a type says
+    # ------------------------------------------------------------------ defined by each type
 
     @property
     @abstractmethod
@@ -40,15 +40,15 @@ class LabelProbabilities(Decomposed):
         return self.logits if self.has_logits else self.mean_logits.unsqueeze(0)
 
     def pool(self) -> "LabelProbabilities":
-        """The prediction without its members: pooled logits and moments alone, Z times smaller."""
+        """The prediction without its members: only pooled logits and moments, Z times smaller."""
         mean, fitted = self.mean_logits, self._fitted()
         entropies = (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information)
-        if self.is_calibrated and self._is_one_network:  # the temperature is its own
+        if self.is_calibrated and self._is_one_network:  # then the temperature belongs to the network
             mean, fitted = self.pooled_logits, self._fitted("temperature")
             entropies = (self.expected_entropy, self.mutual_information)
         return PooledBernoulliPrediction(mean, *entropies, **fitted)
 
-    # ------------------------------------------------------------------ what follows
+    # ------------------------------------------------------------------ results
 
     @property
     def pooled_logits(self) -> Tensor:
@@ -63,7 +63,7 @@ class LabelProbabilities(Decomposed):
 
     @property
     def label(self) -> Tensor:
-        """Whether each label is on with a probability above 0.5: [B, L] of int64, 0 or 1, and -1 where it is NaN."""
+        """Whether each label's probability is above 0.5: [B, L] of int64, 0 or 1, and -1 for NaN."""
         return torch.where(self.pooled_logits.isnan(), -1, (self.pooled_logits > 0).long())
 
     def labels(self, threshold: float | Tensor) -> Tensor:
@@ -85,10 +85,10 @@ class LabelProbabilities(Decomposed):
         return bernoulli.bernoulli_entropy(self.pooled_logits)
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """Log-probability [B] of labels [B, L], summed over those that are known.
+        """Log-probability [B] of labels [B, L], summed over the known labels.
 
         Args:
-            target: 0 and 1, of any dtype; NaN is an unknown label. A number in between is the probability of a 1.
+            target: Labels 0 and 1, of any dtype; NaN marks an unknown label. A number in between is the probability of label 1.
         """
         check_shape("target", target, self.mean_logits.shape, advice="An array of another shape would broadcast.")
         on, off = bernoulli.log_probs_of(self.pooled_logits)
@@ -100,7 +100,7 @@ class LabelProbabilities(Decomposed):
         return super()._score(name).sum(-1)
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``label``, ``confidence``, ``probs``, ``predictive_entropy`` and its two parts of each label [B, L], and ``log_density`` if there is one.
+        """``label``, ``confidence``, ``probs``, ``predictive_entropy`` and its two parts for each label [B, L], and ``log_density`` if fitted.
 
         Args:
             interval: Ignored, because labels have no interval.
@@ -116,7 +116,7 @@ class LabelProbabilities(Decomposed):
 
 
 class BernoulliPrediction(LabelProbabilities):
-    """A multilabel classifier's prediction: one row of logits per hypothesis; the labels are independent given the index.
+    """A multilabel classifier's prediction: one row of logits per hypothesis. The labels are independent given the index.
 
     Args:
         logits: Raw logits [Z, B, L].
@@ -165,7 +165,7 @@ class BernoulliPrediction(LabelProbabilities):
         return bernoulli.bernoulli_mutual_information(self.logits)
 
     def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """A copy whose members' logits went through a function before they are pooled."""
+        """A copy whose members' logits were transformed by a function before they are pooled."""
         return self.replace(logits=function(self.logits))
 
     def _score(self, name: str) -> Tensor:
@@ -191,7 +191,7 @@ class PooledBernoulliPrediction(LabelProbabilities):
     """
 
     _hint: ClassVar[str] = (
-        " The others need the members, which were pooled: set `module.return_members = True` to keep them."
+        " The other scores need the members, which were pooled: set `module.return_members = True` to keep them."
     )
 
     mean_logits = Field("The logit of the mean probability [B, L], before any calibration.", batch_axis=0)
@@ -199,7 +199,7 @@ class PooledBernoulliPrediction(LabelProbabilities):
         "Mean entropy of the hypotheses for each label, in nats: [B, L].", batch_axis=0
     )
     uncalibrated_mutual_information = Field(
-        "Mutual information of each label and the index, in nats: [B, L].", batch_axis=0
+        "Mutual information between each label and the index, in nats: [B, L].", batch_axis=0
     )
 
     def pool(self) -> "PooledBernoulliPrediction":

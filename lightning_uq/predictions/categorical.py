@@ -17,16 +17,16 @@ class CategoricalPrediction(ClassProbabilities):
 
     Args:
         logits: Raw logits [Z, B, C] (or [Z, B, C, ...]).
-        temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members stay as they are, and the
+        temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members are unchanged; the
             parts of their entropy are then ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``.
-        class_scaling: Scale and bias [2, C] of a pooled calibration by vector scaling, in place of T.
-        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a pooled calibration by matrix scaling, in place of T.
-        class_curves: Knots and values [2, C, K] of a pooled isotonic calibration, in place of T.
+        class_scaling: Scale and bias [2, C] of a pooled calibration by vector scaling, instead of T.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a pooled calibration by matrix scaling, instead of T.
+        class_curves: Knots and values [2, C, K] of a pooled isotonic calibration, instead of T.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Attributes:
-        score_names: The keys of :data:`~lightning_uq.functional.scores.SCORES`. ``predictive_entropy`` follows a pooled
-            calibration; all others read the members.
+        score_names: The keys of :data:`~lightning_uq.functional.scores.SCORES`. A pooled calibration changes
+            ``predictive_entropy``; all other scores use the members.
 
     Raises:
         InputError: ``logits`` has fewer than three axes.
@@ -73,7 +73,7 @@ class CategoricalPrediction(ClassProbabilities):
         return entropy.decompose(self.logits)
 
     def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """A copy whose members' logits went through a function before they are pooled."""
+        """A copy whose members' logits were transformed by a function before they are pooled."""
         return self.replace(logits=function(self.logits))
 
     def _score(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""The base of all predictions of classes."""
+"""The base class of all predictions of classes."""
 
 from abc import abstractmethod
 
@@ -16,26 +16,25 @@ from lightning_uq.predictions.fields import Field
 
 
 class ClassProbabilities(Decomposed):
-    """The base of predictions of classes: everything that follows from the pooled log-probabilities [B, C, ...].
+    """The base class of predictions of classes: all results from the pooled log-probabilities [B, C, ...].
 
-    A calibration, of which there is at most one, acts on the log of the mean probabilities. It changes ``log_probs`` and
-    what follows from them: ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The hypotheses, hence the scores that
-    read them, stay as they are; the parts of the entropy are then named ``uncalibrated_expected_entropy`` and
-    ``uncalibrated_mutual_information``.
+    A prediction has at most one calibration, which acts on the log of the mean probabilities. It changes ``log_probs`` and its
+    results ``probs``, ``label``, ``confidence`` and ``predictive_entropy``, but neither the hypotheses nor the scores that use
+    them. The parts of the entropy are then named ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``.
     """
 
     _calibrations = CALIBRATIONS
 
     temperature = Field("Scalar T: probabilities are softmax(log(mean_z p_z) / T).", fitted_by="temperature")
-    class_scaling = Field("Scale and bias [2, C] of a vector scaling, in place of T.", fitted_by="class scaling")
+    class_scaling = Field("Scale and bias [2, C] of a vector scaling, instead of T.", fitted_by="class scaling")
     class_matrix = Field(
-        "Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling, in place of T.", fitted_by="matrix scaling"
+        "Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling, instead of T.", fitted_by="matrix scaling"
     )
     class_curves = Field(
-        "Knots and values [2, C, K] of a monotone curve per class, in place of T.", fitted_by="isotonic scaling"
+        "Knots and values [2, C, K] of a monotone curve per class, instead of T.", fitted_by="isotonic scaling"
     )
 
-    # ------------------------------------------------------------------ what a type says
+    # ------------------------------------------------------------------ defined by each type
 
     @property
     @abstractmethod
@@ -48,10 +47,10 @@ class ClassProbabilities(Decomposed):
         return self.logits if self.has_logits else self.mean_log_probs.unsqueeze(0)
 
     def pool(self) -> "ClassProbabilities":
-        """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
+        """The prediction without its members: only the log of the mean probabilities and moments, Z times smaller."""
         from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 
-        if self.is_calibrated and self._is_one_network:  # the calibration is its own
+        if self.is_calibrated and self._is_one_network:  # then the calibration belongs to the network
             parts = self.log_probs, self.expected_entropy, self.mutual_information
             kept = self._fitted(*self._calibrations)
         else:
@@ -66,7 +65,7 @@ class ClassProbabilities(Decomposed):
         """Moments that a type keeps when it is pooled, in addition to those of all types."""
         return {}
 
-    # ------------------------------------------------------------------ what follows
+    # ------------------------------------------------------------------ results
 
     @property
     def log_probs(self) -> Tensor:
@@ -83,8 +82,8 @@ class ClassProbabilities(Decomposed):
 
     @property
     def label(self) -> Tensor:
-        """Most probable class [B, ...]; -1 where the probabilities are NaN."""
-        highest, label = self.log_probs.max(1)  # of numbers with a NaN, the highest is NaN
+        """Most probable class [B, ...]; -1 if the probabilities are NaN."""
+        highest, label = self.log_probs.max(1)  # the maximum is NaN if any number is
         return torch.where(highest.isnan(), -1, label)
 
     @property
@@ -114,7 +113,7 @@ class ClassProbabilities(Decomposed):
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """The axes of positions behind each input, as (H, W) of a segmentation; empty if there is one label per input."""
+        """Shape of the positions of each input, such as (H, W) of a segmentation; empty if there is one label per input."""
         tensor, axis = self._classes()
         return tuple(tensor.shape[axis + 1 :])
 
@@ -127,9 +126,9 @@ class ClassProbabilities(Decomposed):
         raise InputError(f"{type(self).__name__} declares no field with a class axis.")
 
     def as_rows(self) -> Self:
-        """The prediction with every position of a map as a row of its own: [B, C, H, W] becomes [B H W, C].
+        """The prediction with every position of a map as a separate row: [B, C, H, W] becomes [B H W, C].
 
-        A ``log_density`` [B], and an ``ood_score``, are repeated for each position of its input.
+        ``log_density`` [B] and ``ood_score`` are repeated for each position of their input.
         """
         if not self.map_shape:
             return self
@@ -148,7 +147,7 @@ class ClassProbabilities(Decomposed):
         return self._from_tensors({name: rows.get(name) for name in self._fields})
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``label``, ``confidence``, ``probs``, ``predictive_entropy``, its two parts, and ``log_density`` if there is one.
+        """``label``, ``confidence``, ``probs``, ``predictive_entropy``, its two parts, and ``log_density`` if fitted.
 
         Args:
             interval: Ignored, because classes have no interval.
@@ -163,7 +162,7 @@ class ClassProbabilities(Decomposed):
         return self._columns(results)
 
     def _check_classes(self, name: str, axes: str) -> None:
-        """Refuse a tensor with a class axis that has too few axes."""
+        """Refuse a tensor with a class axis but too few axes."""
         tensor, class_axis = self._get(name), self._fields[name].class_axis
         if tensor is None or class_axis is None or tensor.ndim > class_axis:
             return

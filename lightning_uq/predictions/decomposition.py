@@ -1,4 +1,4 @@
-"""The two parts of a predictive entropy, and what a pooled calibration leaves of them."""
+"""The two parts of a predictive entropy, before and after a pooled calibration."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -12,28 +12,28 @@ from lightning_uq.predictions.fields import Field
 
 
 class Decomposed(Prediction):
-    """The base of predictions with a predictive entropy: it is the expected entropy plus the mutual information.
+    """The base class of predictions with a predictive entropy: the sum of expected entropy and mutual information.
 
-    A pooled calibration, a temperature or a class scaling of the mean probabilities, belongs to no hypothesis, so with several of them
-    the calibrated predictive entropy has no parts. What exists then are the parts of the predictive entropy before the calibration:
-    ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``. For one network the calibration is its own: all of the
-    predictive entropy is expected entropy.
+    A pooled calibration (a temperature or a class scaling of the mean probabilities) belongs to no single hypothesis, so with several
+    hypotheses the calibrated predictive entropy has no parts. Only the parts before the calibration exist then:
+    ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``. With one network, the calibration belongs to it, and
+    all of the predictive entropy is expected entropy.
     """
 
     prediction_set = Field(
-        "Which classes, or labels, belong to the set with a fitted coverage: bool [B, C, ...].",
+        "Whether each class, or label, belongs to the set with a fitted coverage: bool [B, C, ...].",
         batch_axis=0,
         class_axis=1,
         fitted_by="set",
     )
     answered = Field(
-        "Whether the prediction is sure enough for the error rate that was asked for: bool [B, ...].",
+        "Whether the prediction is confident enough for the requested error rate: bool [B, ...].",
         batch_axis=0,
         fitted_by="selective threshold",
     )
 
     member_temperature = Field(
-        "T, a scalar or [Z], by which the logits of the hypotheses were divided already.",
+        "T, a scalar or [Z], by which the logits of the hypotheses have already been divided.",
         fitted_by="temperature of members",
     )
 
@@ -57,7 +57,7 @@ class Decomposed(Prediction):
     @property
     @abstractmethod
     def uncalibrated_mutual_information(self) -> Tensor:
-        """Mutual information of label and index before any pooled calibration, in nats."""
+        """Mutual information between label and index before any pooled calibration, in nats."""
 
     @property
     def is_calibrated(self) -> bool:
@@ -66,7 +66,7 @@ class Decomposed(Prediction):
 
     @property
     def _is_one_network(self) -> bool:
-        """Whether there is one hypothesis, and it has no uncertainty of its own."""
+        """Whether there is one hypothesis, without uncertainty of its own."""
         return self.num_indices == 1 and self.has_logits
 
     @property
@@ -74,7 +74,7 @@ class Decomposed(Prediction):
         """Mean entropy of the hypotheses, in nats.
 
         Raises:
-            InputError: A pooled calibration of several hypotheses has no such part.
+            InputError: A pooled calibration of several hypotheses leaves this part undefined.
         """
         if not self.is_calibrated:
             return self.uncalibrated_expected_entropy
@@ -83,10 +83,10 @@ class Decomposed(Prediction):
 
     @property
     def mutual_information(self) -> Tensor:
-        """Mutual information of label and index, in nats.
+        """Mutual information between label and index, in nats.
 
         Raises:
-            InputError: A pooled calibration of several hypotheses has no such part.
+            InputError: A pooled calibration of several hypotheses leaves this part undefined.
         """
         if not self.is_calibrated:
             return self.uncalibrated_mutual_information
@@ -99,12 +99,12 @@ class Decomposed(Prediction):
                 ", or TemperatureScaling(scope='shared'), which calibrates the hypotheses" if self.has_logits else ""
             )
             raise InputError(
-                f"`{name}` is no part of a predictive entropy that was calibrated after the hypotheses were pooled. Use "
+                f"`{name}` is not defined for a predictive entropy that was calibrated after the hypotheses were pooled. Use "
                 f"`uncalibrated_{name}`{instead}."
             )
 
     def _parts(self) -> dict[str, Tensor]:
-        """The two parts, under names that say whether they are of the uncalibrated hypotheses."""
+        """The two parts, under names that say whether the hypotheses are uncalibrated."""
         return {name: getattr(self, name) for name in self._part_names()}
 
     def _part_names(self) -> tuple[str, ...]:
@@ -116,17 +116,17 @@ class Decomposed(Prediction):
         return tuple(parts.get(name, name) for name in names)
 
     def score(self, name: str) -> Tensor:
-        """A score [B] by its name, the higher the more uncertain: see :meth:`Prediction.score`.
+        """A score [B] by its name: higher is more uncertain. See :meth:`Prediction.score`.
 
-        ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information`` are scores as well; ``score_names`` lists them where
-        they are the only parts.
+        ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information`` are also scores; ``score_names`` lists them if no
+        other parts exist.
 
         Raises:
-            InputError: The name is unknown, or stands for a part that a pooled calibration of several hypotheses does not have.
+            InputError: The name is unknown, or is a part that a pooled calibration of several hypotheses leaves undefined.
             NotFittedError: The prediction carries no ``log_density``.
         """
         is_part = name.removeprefix("uncalibrated_") in _PARTS
-        return self._alarming(self._score(name)) if is_part else super().score(name)
+        return self._nan_as_infinity(self._score(name)) if is_part else super().score(name)
 
     def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         found = super()._columns(results)

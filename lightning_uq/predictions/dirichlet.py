@@ -19,11 +19,11 @@ class DirichletPrediction(ClassProbabilities):
 
     Args:
         concentration: alpha [Z, B, C] (or [Z, B, C, ...]), positive; Z = 1 for one network.
-        prior: Scalar weight of each class without any evidence: concentration = evidence + prior. Absent, it is 1.
-        temperature: Scalar T that tempers the mean probabilities alone.
-        class_scaling: Scale and bias [2, C] of a vector scaling of the mean probabilities alone.
-        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling of the mean probabilities alone.
-        class_curves: Knots and values [2, C, K] of an isotonic calibration of the mean probabilities alone.
+        prior: Scalar weight of each class without evidence: concentration = evidence + prior. Default: 1.
+        temperature: Scalar T that tempers only the mean probabilities.
+        class_scaling: Scale and bias [2, C] of a vector scaling of only the mean probabilities.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling of only the mean probabilities.
+        class_curves: Knots and values [2, C, K] of an isotonic calibration of only the mean probabilities.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
@@ -49,7 +49,7 @@ class DirichletPrediction(ClassProbabilities):
     )
 
     concentration = Field("alpha [Z, B, C, ...] of every hypothesis.", batch_axis=1, class_axis=2)
-    prior = Field("Weight of each class without any evidence; 1 if none was given.", default=1.0)
+    prior = Field("Weight of each class without evidence; 1 if none was given.", default=1.0)
 
     def _check(self) -> None:
         self._check_classes("concentration", "[Z, B, C]")
@@ -87,7 +87,7 @@ class DirichletPrediction(ClassProbabilities):
     def uncalibrated_mutual_information(self) -> Tensor:
         """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets, before any calibration: [B, ...].
 
-        It is the sum of the Dirichlets' own, averaged over z, and that of their means: neither is a difference of entropies.
+        It is the Dirichlets' mutual information, averaged over z, plus that of their means. No difference of entropies is computed.
         """
         within = self._mean(dirichlet.dirichlet_mutual_information)
         if self.num_indices == 1:
@@ -101,7 +101,7 @@ class DirichletPrediction(ClassProbabilities):
 
     @property
     def vacuity(self) -> Tensor:
-        """Mean over z of prior C / S: 1 without any evidence, towards 0 as it grows: [B, ...]."""
+        """Mean over z of prior C / S, which is 1 without evidence and falls towards 0 with more: [B, ...]."""
         alpha = widen(self.concentration)
         return (alpha.shape[2] / alpha.sum(2)).mean(0) * self.prior
 
@@ -112,7 +112,7 @@ class DirichletPrediction(ClassProbabilities):
         return f"{super()._no_logits()} Use its mean probabilities: `log_probs`, or scope='pooled' for a temperature."
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """As for any classifier, with ``vacuity`` and ``differential_entropy``."""
+        """The results of any classifier, with ``vacuity`` and ``differential_entropy``."""
         named = {"vacuity": self.vacuity, "differential_entropy": self.differential_entropy}
         return self._columns({**super().to_dict(interval), **named})
 

@@ -1,4 +1,4 @@
-"""The tensors of a prediction, declared once: what each is called, where its batch axis is, whether it may be absent."""
+"""The tensors of a prediction, declared once: name, batch axis, and whether they are optional."""
 
 from typing import Any, Literal, overload
 
@@ -9,17 +9,17 @@ from lightning_uq.errors import InputError, NotFittedError
 
 
 class Field:
-    """A tensor that a prediction holds, declared as a class attribute of its type.
+    """A tensor of a prediction, declared as a class attribute of its type.
 
     Args:
-        doc: What the tensor is, with its shape.
+        doc: Description of the tensor, with its shape.
         batch_axis: The axis of the batch; None if all rows share the tensor.
-        class_axis: The axis of the classes, where there is one.
-        optional: Whether a prediction may lack the tensor. It is then passed by name only.
-        default: The number that an absent tensor stands for.
-        fitted_by: What fits an optional tensor; reading an absent one is then a :class:`NotFittedError`.
+        class_axis: The axis of the classes, if there is one.
+        optional: Whether a prediction may lack the tensor. It can then be passed only by name.
+        default: The value of an absent tensor.
+        fitted_by: The object that fits an optional tensor; reading an absent one then raises a :class:`NotFittedError`.
         note: A further sentence of that error.
-        unit: What a predicted number is in the target's units: a location, a scale, or a variance. None if it has no unit.
+        unit: Kind of number in the target's units: a location, a scale, or a variance. None if it has no unit.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Field:
 
 
 class ScoreNames:
-    """The ``score_names`` of a type; those of a prediction may be fewer, or others."""
+    """The ``score_names`` of a type. A single prediction may have fewer or other scores."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names

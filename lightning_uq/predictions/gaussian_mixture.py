@@ -18,10 +18,10 @@ class GaussianMixturePrediction(NumberPrediction):
     """A regressor's prediction: an equal-weight mixture of one Gaussian per hypothesis.
 
     Args:
-        member_mean: Component means [Z, B, D], or [Z, B, H, D] of a horizon.
+        member_mean: Component means [Z, B, D], or [Z, B, H, D] over a horizon.
         member_variance: Component variances of the same shape, positive.
-        member_epistemic_variance: The part of ``member_variance`` that a component does not take for noise, of the same shape: what its own
-            weights leave open. :class:`FitLaplace` fits it.
+        member_epistemic_variance: The part of ``member_variance`` that is not noise but the uncertainty of the component's own weights, of
+            the same shape. :class:`FitLaplace` fits it.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
@@ -57,19 +57,19 @@ class GaussianMixturePrediction(NumberPrediction):
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the mixture [B, D]: the sum of the next two."""
+        """Variance of the mixture [B, D]: the sum of the aleatoric and the epistemic variance."""
         return mixture.mixture_moments(self.member_mean, self.member_variance)[1]
 
     @property
     def aleatoric_variance(self) -> Tensor:
-        """mean_z sigma_z^2 [B, D], less the ``member_epistemic_variance`` where there is one."""
+        """mean_z sigma_z^2 [B, D], minus the mean of ``member_epistemic_variance`` if present."""
         own = self._get("member_epistemic_variance")
         noise = self.member_variance if own is None else self.member_variance - own
         return mixture.mixture_moments(torch.zeros_like(self.member_mean), noise)[1]
 
     @property
     def epistemic_variance(self) -> Tensor:
-        """Variance over z of the means [B, D], and the mean of ``member_epistemic_variance`` where there is one."""
+        """Variance over z of the means [B, D], plus the mean of ``member_epistemic_variance`` if present."""
         own = self._get("member_epistemic_variance")
         own = torch.zeros_like(self.member_variance) if own is None else own
         return mixture.mixture_moments(self.member_mean, own)[1]
@@ -77,7 +77,7 @@ class GaussianMixturePrediction(NumberPrediction):
     def log_prob(self, target: Tensor) -> Tensor:
         """log mean_z prod_d N(target_d; mu_zd, sigma_zd^2) over the known targets: [B] for ``target`` [B, D].
 
-        The dimensions are independent given the index, not under the mixture.
+        The dimensions are independent given the index, but not under the mixture.
         """
         target, known = self._checked_known(target)
         log_prob = mixture.gaussian_log_prob(self.member_mean, self.member_variance, target)
@@ -95,7 +95,7 @@ class GaussianMixturePrediction(NumberPrediction):
         return self.quantiles_at(level)
 
     def quantiles_at(self, level: float | Tensor) -> Tensor:
-        """Quantiles [B, D] at a level of each target, which broadcasts to them."""
+        """Quantiles [B, D] at one level per target; ``level`` broadcasts to the targets."""
         return mixture.mixture_quantile(self.member_mean, self.member_variance, level)
 
     def cdf(self, target: Tensor) -> Tensor:

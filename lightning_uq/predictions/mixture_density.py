@@ -19,10 +19,10 @@ from lightning_uq.predictions.spread import variance_over
 class MixtureDensityPrediction(NumberPrediction):
     """A regressor's prediction: a mixture of K weighted Gaussians per target and hypothesis.
 
-    Several hypotheses are an equal-weight mixture of their mixtures. The D dimensions are independent given the hypothesis.
+    Several hypotheses form an equal-weight mixture of their mixtures. The D dimensions are independent given the hypothesis.
 
     Args:
-        member_logits: Logits of the components' weights [Z, B, D, K], or [Z, B, H, D, K] of a horizon; Z = 1 for one network.
+        member_logits: Logits of the components' weights [Z, B, D, K], or [Z, B, H, D, K] over a horizon; Z = 1 for one network.
         member_mean: Means of the components, of the same shape.
         member_variance: Variances of the components, of the same shape, positive.
         log_density: Log-density [B] of the input's features, if one was fitted.
@@ -81,7 +81,7 @@ class MixtureDensityPrediction(NumberPrediction):
         """Mean over the hypotheses of the variance of their mixtures [B, D]."""
         distance, weights = upcast(self.member_mean) - self._means.unsqueeze(-1), self.weights
         spread = weights * (upcast(self.member_variance) + distance.square())
-        return torch.where(weights > 0, spread, 0).sum(-1).mean(0)  # a component that is ruled out may lie at infinity
+        return torch.where(weights > 0, spread, 0).sum(-1).mean(0)  # a component of weight 0 may lie at infinity
 
     @property
     def epistemic_variance(self) -> Tensor:
@@ -107,7 +107,7 @@ class MixtureDensityPrediction(NumberPrediction):
         return self.quantiles_at(level)
 
     def quantiles_at(self, level: float | Tensor) -> Tensor:
-        """Quantiles [B, D] at a level of each target, which broadcasts to them."""
+        """Quantiles [B, D] at one level per target; ``level`` broadcasts to the targets."""
         mean, variance, weights = self._components
         return mixture.mixture_quantile(mean, variance, level, weights)
 

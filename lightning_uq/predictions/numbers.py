@@ -1,4 +1,4 @@
-"""The base of all predictions of numbers."""
+"""The base class of all numeric predictions."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,31 +19,33 @@ from lightning_uq.predictions.fields import Field
 
 
 class NumberPrediction(Prediction):
-    """The base of predictions of targets [B, D], or [B, H, D] of a horizon: a mean, and a variance that is the sum of two parts.
+    """The base class of predictions of targets [B, D], or [B, H, D] over a horizon: a mean, and a variance with two parts.
 
-    A target may lack its last axis where D = 1. A NaN in it is a missing value.
+    A target may lack its last axis if D = 1. NaN marks missing values.
 
     Predictions of maps hold the D targets of each position as [B, D, *P]: ``map_shape`` is P, scores are maps [B, *P], and
-    :meth:`as_rows` gives each position as a row of its own.
+    :meth:`as_rows` gives each position as a separate row.
     """
 
     grid = Field(
-        "An empty tensor [0, *P] whose shape tells the positions of a map; absent if there is one target per input.",
+        "An empty tensor [0, *P] whose shape holds the positions of a map; absent if there is one target per input.",
         optional=True,
     )
 
     conformal_lower = Field(
         "Lower bounds [B, D] of intervals with a fitted coverage.", batch_axis=0, fitted_by="conformal interval"
     )
-    conformal_upper = Field("Upper bounds [B, D] of these intervals.", batch_axis=0, fitted_by="conformal interval")
+    conformal_upper = Field(
+        "Upper bounds [B, D] of intervals with a fitted coverage.", batch_axis=0, fitted_by="conformal interval"
+    )
 
     variance_scale = Field(
-        "Factors [D] by which the variances were multiplied, or the variances that mere means were given.",
+        "Factors [D] by which the variances were multiplied, or the variances that means without a variance were given.",
         fitted_by="variance scaling",
     )
 
     recalibration = Field(
-        "Knots [2, D, K] of the map from predicted probabilities to calibrated ones.",
+        "Knots [2, D, K] of the map from predicted to calibrated probabilities.",
         fitted_by="quantile recalibration",
     )
 
@@ -51,18 +53,18 @@ class NumberPrediction(Prediction):
 
     @property
     def target_shape(self) -> torch.Size:
-        """The shape [B, ..., D] of the targets that the prediction is about."""
+        """The shape [B, ..., D] of the predicted targets."""
         _, tensor, axis = self._present()[0]
         return tensor.shape[axis or 0 :]
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """The axes of positions behind each input, as (H, W) of a depth map; empty if there is one target per input."""
+        """Shape of the positions of each input, such as (H, W) of a depth map; empty if there is one target per input."""
         grid = self._get("grid")
         return () if grid is None else tuple(grid.shape[1:])
 
     def as_maps(self) -> Self:
-        """The prediction of targets [B, *P, D] as one of maps [B, D, *P].
+        """Convert a prediction of targets [B, *P, D] to one of maps [B, D, *P].
 
         Example:
             >>> from lightning_uq.predictions import PointPrediction
@@ -79,9 +81,9 @@ class NumberPrediction(Prediction):
         return self._from_tensors({name: moved.get(name) for name in self._fields})
 
     def as_rows(self) -> Self:
-        """The prediction with every position of a map as a row of its own: [B, D, H, W] becomes [B H W, D].
+        """The prediction with every position of a map as a separate row: [B, D, H, W] becomes [B H W, D].
 
-        A ``log_density`` [B], and an ``ood_score``, are repeated for each position of its input.
+        ``log_density`` [B] and ``ood_score`` are repeated for each position of their input.
         """
         if not self.map_shape:
             return self
@@ -105,13 +107,13 @@ class NumberPrediction(Prediction):
 
     @property
     def point(self) -> Tensor:
-        """The one number per target [B, D] that absolute errors are measured from: the mean, or the median of quantiles."""
+        """The number per target [B, D] from which absolute errors are measured: the mean, or the median of quantiles."""
         return self.mean
 
     @property
     @abstractmethod
     def aleatoric_variance(self) -> Tensor:
-        """Mean over the hypotheses of the variance that each of them expects [B, D]."""
+        """Mean over the hypotheses of their predicted variance [B, D]."""
 
     @property
     @abstractmethod
@@ -125,7 +127,7 @@ class NumberPrediction(Prediction):
 
     @abstractmethod
     def log_prob(self, target: Tensor) -> Tensor:
-        """Joint log-density [B] of the known numbers of a target [B, D]; NaN for a row without one."""
+        """Joint log-density [B] of the known numbers of a target [B, D]; NaN for a row without any."""
 
     @abstractmethod
     def quantile(self, level: float) -> Tensor:
@@ -140,46 +142,46 @@ class NumberPrediction(Prediction):
         """Continuous ranked probability score [B, D] of the marginals, in the target's units; lower is better."""
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
+        """Central interval (lower, upper), each [B, D], that contains probability ``level`` of each marginal."""
         check_open_unit("level", level)
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def covered(self, target: Tensor, level: float) -> Tensor:
-        """Whether the target lies in the central interval of this level: bool [B, D]; a missing target does not.
+        """Whether the target lies in the central interval of this level: bool [B, D]; False for a missing target.
 
-        A value lies between two quantiles exactly if its probability integral does between their levels, so no quantile is
-        searched for.
+        A value lies between two quantiles exactly if its probability integral lies between their levels, so quantiles need not be
+        computed.
         """
         check_open_unit("level", level)
         return in_central_interval(self._integral(target), level)
 
     def counts_below(self, target: Tensor, levels: Sequence[float]) -> Tensor:
-        """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
+        """Number of known targets at or below the predicted quantile of each level: [L] in float64."""
         integral = self._integral(target)
         return counts_below_quantiles(integral, integral.new_tensor(levels), ~integral.isnan())
 
     def _integral(self, target: Tensor) -> Tensor:
-        """P(Y <= target) in float64: close to 1 float32 has too few digits to be compared with a level."""
+        """P(Y <= target) in float64: close to 1, float32 has too few digits for a comparison with a level."""
         wide = widen(target)
         return widen(self.to(wide.dtype).cdf(wide))
 
     def components(self) -> Components:
-        """The marginals as mixtures of Gaussians or Student-t: M components of shape [M, B, ..., D].
+        """The marginals as mixtures of Gaussian or Student-t distributions: M components of shape [M, B, ..., D].
 
         Raises:
-            InputError: The prediction is no such mixture.
+            InputError: The prediction is not such a mixture.
         """
-        raise InputError(f"A {type(self).__name__} has no `components`: it is no mixture of distributions.")
+        raise InputError(f"A {type(self).__name__} has no `components`: it is not a mixture of distributions.")
 
     def scaled(self, factor: Tensor) -> "NumberPrediction":
         """The prediction with all variances multiplied by a factor.
 
-        The distribution of each target is stretched about its :attr:`point` c: y becomes c + s (y - c), where s^2 is the factor. So the
-        point stays, the aleatoric and the epistemic variance grow alike, and an interval grows by s. Predictions of mere means
-        become Gaussians, and the factor is their variance.
+        The distribution of each target is stretched about its :attr:`point` c: y becomes c + s (y - c), where s^2 is the factor. The
+        point therefore stays, the aleatoric and the epistemic variance grow by the same factor, and an interval grows by s. Predictions
+        of means without a variance become Gaussians with the factor as their variance.
 
         Args:
-            factor: s^2 [D], positive. Predictions hold it as ``variance_scale``.
+            factor: s^2 [D], positive. Predictions store it as ``variance_scale``.
 
         Raises:
             InputError: The prediction was scaled before, or the factor has another shape.
@@ -205,7 +207,9 @@ class NumberPrediction(Prediction):
 
     def _check_factor(self, factor: Tensor) -> None:
         if self._get("variance_scale") is not None:
-            raise InputError(f"This {type(self).__name__} was scaled before. Scale the prediction that it was made of.")
+            raise InputError(
+                f"This {type(self).__name__} was already scaled. Scale the prediction that it was made from."
+            )
         dims = self.target_shape[self.target_axis]
         if factor.shape != (dims,):
             raise InputError(
@@ -213,10 +217,10 @@ class NumberPrediction(Prediction):
             )
 
     def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
-        """What the factor of :meth:`scaled` is fitted to: the arguments of a function of :mod:`~lightning_uq.functional.variance_scaling`.
+        """The data to fit the factor of :meth:`scaled` to, as arguments of a function of :mod:`~lightning_uq.functional.variance_scaling`.
 
-        They are those of ``fit_stretch`` for a distribution, of ``fit_quantile_stretch`` for quantiles, and of ``fit_residual_variance`` for
-        mere means.
+        The function is ``fit_stretch`` for a distribution, ``fit_quantile_stretch`` for quantiles, and ``fit_residual_variance`` for
+        means without a variance.
 
         Raises:
             InputError: No factor can be fitted to such a prediction.
@@ -227,14 +231,14 @@ class NumberPrediction(Prediction):
         return (self._checked(target).to(point) - point, *(t.transpose(0, 1) for t in (offset, *rest) if t is not None))
 
     def recalibrated(self, knots: Tensor) -> "NumberPrediction":
-        """The prediction whose distribution functions went through a map per target.
+        """The prediction whose distribution functions were transformed by one map per target.
 
         Args:
-            knots: [2, D, K] of :func:`~lightning_uq.functional.quantile_recalibration.fit_recalibration`. Predictions hold it as
-                ``recalibration``.
+            knots: [2, D, K] from :func:`~lightning_uq.functional.quantile_recalibration.fit_recalibration`. Predictions store them
+                as ``recalibration``.
 
         Raises:
-            InputError: The prediction has no distribution function, or was recalibrated before.
+            InputError: The prediction has no distribution function, or was already recalibrated.
         """
         from lightning_uq.predictions.recalibrated import RecalibratedPrediction
 
@@ -244,20 +248,20 @@ class NumberPrediction(Prediction):
         dims = self.target_shape[self.target_axis]
         if knots.ndim != 3 or knots.shape[:2] != (2, dims) or knots.shape[2] < 2:
             raise InputError(
-                f"The knots of a recalibration must have shape [2, {dims}, K], but theirs is {list(knots.shape)}."
+                f"The knots of a recalibration must have shape [2, {dims}, K], but their shape is {list(knots.shape)}."
             )
 
     def recalibration_rows(self, target: Tensor) -> Tensor:
         """Probability integrals P(Y <= target) [B, ..., D] in float64, to which the map of :meth:`recalibrated` is fitted.
 
         Raises:
-            InputError: There are none.
+            InputError: The prediction has none.
         """
         return self._integral(target)
 
     @property
     def target_axis(self) -> int:
-        """The axis of the D targets: 1 of maps, else the last one."""
+        """The axis of the D targets: 1 for maps, otherwise the last."""
         return 1 if self.map_shape else len(self.target_shape) - 1
 
     def pool(self) -> "NumberPrediction":
@@ -273,10 +277,10 @@ class NumberPrediction(Prediction):
         return {}
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``mean``, ``variance`` and its two parts, ``lower`` and ``upper`` of an interval, and ``log_density`` if there is one.
+        """``mean``, ``variance`` and its two parts, ``lower`` and ``upper`` of an interval, and ``log_density`` if fitted.
 
         Args:
-            interval: The share in (0, 1) of the central interval from ``lower`` to ``upper``; None leaves them out.
+            interval: Level in (0, 1) of the central interval from ``lower`` to ``upper``; None leaves it out.
         """
         bounds = {} if interval is None else dict(zip(("lower", "upper"), self.interval(interval), strict=True))
         results = {
@@ -290,7 +294,7 @@ class NumberPrediction(Prediction):
         return self._columns(results)
 
     def _parameters(self) -> dict[str, Tensor]:
-        """Further results of the type, for :meth:`to_dict`."""
+        """Additional results of the type, for :meth:`to_dict`."""
         return {}
 
     def _score(self, name: str) -> Tensor:
@@ -305,11 +309,11 @@ class NumberPrediction(Prediction):
         return aligned_target(target, self.target_shape)
 
     def _checked_known(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The target with 0 for each missing value, and the mask of the others."""
+        """The target with 0 for missing values, and the mask of known values."""
         return known_targets(self._checked(target))
 
     def _check_shapes(self, axes: str, *names: str) -> None:
-        """Refuse tensors that do not have one shape with these axes, and perhaps further ones before the last."""
+        """Refuse tensors that do not share one shape with these axes; further axes may precede the last."""
         tensors = {name: self.__dict__["_tensors"][name] for name in names}
         shapes = [list(tensor.shape) for tensor in tensors.values()]
         ndim = len(axes.split())

@@ -1,4 +1,4 @@
-"""The prediction of a regressor that says one number per target, and no variance."""
+"""The prediction of a regressor that predicts one number per target, without a variance."""
 
 from torch import Tensor
 
@@ -15,12 +15,12 @@ from lightning_uq.predictions.spread import SpreadPrediction, variance_over
 class PointPrediction(SpreadPrediction):
     """A regressor's prediction: one number per target and hypothesis.
 
-    The spread of several hypotheses is their ``epistemic_variance``. It is no variance of the target, whose noise is unknown,
-    so ``variance``, ``interval``, ``cdf`` and ``log_prob`` are errors that say what has them.
+    The spread of several hypotheses is their ``epistemic_variance``. It is not the variance of the target, whose noise is unknown, so
+    ``variance``, ``interval``, ``cdf`` and ``log_prob`` raise errors with advice on alternatives.
 
     Args:
-        member_mean: The hypotheses' means [Z, B, D], or [Z, B, H, D] of a horizon; Z = 1 for one network.
-        members_variance: Variance [B, D] of the hypotheses of which ``member_mean`` [1, B, D] is the mean, if they were pooled.
+        member_mean: The hypotheses' means [Z, B, D], or [Z, B, H, D] over a horizon; Z = 1 for one network.
+        members_variance: For pooled hypotheses: their variance [B, D]; ``member_mean`` [1, B, D] is then their mean.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
@@ -52,11 +52,11 @@ class PointPrediction(SpreadPrediction):
         return variance_over(upcast(self.member_mean))
 
     def with_variance(self, variance: Tensor, epistemic: Tensor) -> GaussianMixturePrediction:
-        """One Gaussian per hypothesis about the same means.
+        """One Gaussian per hypothesis, with the same means.
 
         Args:
             variance: Variances of the targets [Z, B, D].
-            epistemic: The part of them that is not noise [Z, B, D].
+            epistemic: The part of the variances that is not noise [Z, B, D].
         """
         shared = {**self._fitted(), "grid": self._get("grid")}
         return GaussianMixturePrediction(self.member_mean, variance, member_epistemic_variance=epistemic, **shared)
@@ -64,8 +64,8 @@ class PointPrediction(SpreadPrediction):
     def crps(self, target: Tensor) -> Tensor:
         """CRPS [B, D] of the distribution that gives each hypothesis the same probability, in the target's units.
 
-        It is a proper score of what the hypotheses say, and the absolute error of one hypothesis. The noise of the targets is
-        not part of that distribution, so a head with a variance usually has a lower one.
+        It is a proper score of the hypotheses' distribution, and the absolute error of a single hypothesis. That distribution does not
+        include the noise of the targets, so a head with a variance usually has a lower CRPS.
         """
         if self.is_pooled:
             raise InputError(
@@ -75,7 +75,7 @@ class PointPrediction(SpreadPrediction):
         return empirical_crps(self.member_mean, self._checked(target))
 
     def scaled(self, factor: Tensor) -> NumberPrediction:
-        """One Gaussian per hypothesis, with this variance [D]; of pooled hypotheses, the moments of their mixture."""
+        """One Gaussian per hypothesis with this variance [D]; for pooled hypotheses, the moments of their mixture."""
         self._check_factor(factor)
         shared = {**self._fitted(), "grid": self._get("grid"), "variance_scale": factor}
         mean = upcast(self.member_mean)
@@ -95,30 +95,30 @@ class PointPrediction(SpreadPrediction):
         return ((self._checked(target).to(mean) - mean).transpose(0, 1),)
 
     def recalibration_rows(self, target: Tensor) -> Tensor:
-        """Not known."""
+        """Raise an error: means have no distribution."""
         raise InputError(
-            f"A recalibration needs distributions, but a {type(self).__name__} holds means alone. Put VarianceScaling before it, or use a "
+            f"A recalibration needs distributions, but a {type(self).__name__} holds only means. Put VarianceScaling before it, or use a "
             "head with a variance, for instance `Regression(head='mean_variance')`."
         )
 
     def quantile(self, level: float) -> Tensor:
-        """Not known."""
+        """Raise an error: the noise of the targets is unknown."""
         self._refuse("quantile")
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Not known."""
+        """Raise an error: the noise of the targets is unknown."""
         self._refuse("interval")
 
     def cdf(self, target: Tensor) -> Tensor:
-        """Not known."""
+        """Raise an error: the noise of the targets is unknown."""
         self._refuse("cdf")
 
     def pool(self) -> "PointPrediction":
-        """The prediction with the mean and the variance of its members in their place."""
+        """The prediction in which the mean and the variance replace the members."""
         pooled = self._pooled(member_mean=self.mean.unsqueeze(0))
         assert isinstance(pooled, PointPrediction)
         return pooled
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``mean``, and ``epistemic_variance`` of several hypotheses; ``log_density`` if there is one. A mean has no interval."""
+        """``mean``, ``epistemic_variance`` of several hypotheses, and ``log_density`` if fitted. A mean has no interval."""
         return self._columns({"mean": self.mean, **self._member_spread()})

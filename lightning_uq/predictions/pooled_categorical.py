@@ -13,8 +13,8 @@ from lightning_uq.predictions.fields import Field
 class PooledCategoricalPrediction(ClassProbabilities):
     """A classifier's prediction without its members: mean probabilities and two moments.
 
-    A module makes it in place of a prediction with more than 32 members, which are Z times larger; :meth:`pool` of a
-    prediction with members makes it, too. Every result that it has in common with them is the same number, up to rounding.
+    A module returns it instead of a prediction with more than 32 members, which is Z times larger, and :meth:`pool` of a prediction
+    with members returns it too. Results that both types have agree up to rounding.
 
     Args:
         mean_log_probs: log mean_z p_z [B, C] (or [B, C, ...]), before any calibration.
@@ -39,22 +39,22 @@ class PooledCategoricalPrediction(ClassProbabilities):
     """
 
     @property
-    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # it depends on what was pooled
+    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the type that was pooled
         """The names that :meth:`score` takes; a pooled Dirichlet has two more."""
         names = ("predictive_entropy", "mutual_information", "expected_entropy", "max_softmax", "gen")
         further = (name for name in ("vacuity", "differential_entropy") if self._get(name) is not None)
         return self._listed((*names, *further))
 
     _hint: ClassVar[str] = (
-        " The others need the members, which were pooled: set `module.return_members = True` to keep them."
+        " The other scores need the members, which were pooled: set `module.return_members = True` to keep them."
     )
 
     mean_log_probs = Field("log mean_z p_z [B, C, ...], before any calibration.", batch_axis=0, class_axis=1)
     uncalibrated_expected_entropy = Field("Mean entropy of the hypotheses, in nats: [B, ...].", batch_axis=0)
     uncalibrated_mutual_information = Field("H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...].", batch_axis=0)
-    vacuity = Field("Mean over z of the vacuity [B, ...]; of a Dirichlet alone.", batch_axis=0, optional=True)
+    vacuity = Field("Mean over z of the vacuity [B, ...]; only for a Dirichlet.", batch_axis=0, optional=True)
     differential_entropy = Field(
-        "Mean over z of the differential entropy [B, ...], in nats; of a Dirichlet alone.", batch_axis=0, optional=True
+        "Mean over z of the differential entropy [B, ...], in nats; only for a Dirichlet.", batch_axis=0, optional=True
     )
 
     _moments = ("uncalibrated_expected_entropy", "uncalibrated_mutual_information")
@@ -76,7 +76,7 @@ class PooledCategoricalPrediction(ClassProbabilities):
         return "The members' `logits` were pooled when this prediction was made. Set `module.return_members = True` to keep them."
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """As for any classifier, with ``vacuity`` and ``differential_entropy`` of a Dirichlet."""
+        """The results of any classifier, with ``vacuity`` and ``differential_entropy`` of a Dirichlet."""
         further = {name: self._get(name) for name in ("vacuity", "differential_entropy")}
         named = {name: tensor for name, tensor in further.items() if tensor is not None}
         return self._columns({**super().to_dict(interval), **named})

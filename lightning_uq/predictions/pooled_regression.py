@@ -13,13 +13,13 @@ from lightning_uq.predictions.numbers import NumberPrediction
 class PooledRegressionPrediction(NumberPrediction):
     """A regressor's prediction without its members: its mean and the two parts of its variance.
 
-    A module makes it in place of a prediction with more than 32 members, which are Z times larger; :meth:`pool` of a
-    prediction with members makes it, too. A density, a quantile and an interval need the members.
+    A module returns it instead of a prediction with more than 32 members, which is Z times larger, and :meth:`pool` of a prediction
+    with members returns it too. A density, a quantile or an interval needs the members.
 
     Args:
         mean: E[y] [B, D].
-        aleatoric_variance: [B, D].
-        epistemic_variance: [B, D].
+        aleatoric_variance: Mean over the hypotheses of their predicted variance [B, D].
+        epistemic_variance: Variance of the hypotheses' means [B, D].
         inverse_nu: mean_z 1 / nu [B, D] of a pooled normal-inverse-gamma.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
@@ -35,19 +35,19 @@ class PooledRegressionPrediction(NumberPrediction):
     """
 
     _hint: ClassVar[str] = (
-        " The others need the members, which were pooled: set `module.return_members = True` to keep them."
+        " The other scores need the members, which were pooled: set `module.return_members = True` to keep them."
     )
 
     mean = Field("E[y] [B, D].", batch_axis=0)
     aleatoric_variance = Field(
-        "Mean over the hypotheses of the variance that each of them expects [B, D].", batch_axis=0, unit="variance"
+        "Mean over the hypotheses of their predicted variance [B, D].", batch_axis=0, unit="variance"
     )
     epistemic_variance = Field("Variance of the hypotheses' means [B, D].", batch_axis=0, unit="variance")
-    inverse_nu = Field("mean_z 1 / nu [B, D]; of a normal-inverse-gamma alone.", batch_axis=0, optional=True)
+    inverse_nu = Field("mean_z 1 / nu [B, D]; only for a normal-inverse-gamma.", batch_axis=0, optional=True)
 
     @property
-    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # it depends on what was pooled
-        """The names that :meth:`score` takes; a pooled normal-inverse-gamma has ``inverse_nu``, too."""
+    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the type that was pooled
+        """The names that :meth:`score` takes; a pooled normal-inverse-gamma also has ``inverse_nu``."""
         further = () if self._get("inverse_nu") is None else ("inverse_nu",)
         return (*NumberPrediction.score_names, *further)
 
@@ -61,43 +61,43 @@ class PooledRegressionPrediction(NumberPrediction):
 
     @property
     def member_mean(self) -> Tensor:
-        """Not held."""
+        """Raise an error: the members were pooled."""
         self._raise("member_mean")
 
     @property
     def member_variance(self) -> Tensor:
-        """Not held."""
+        """Raise an error: the members were pooled."""
         self._raise("member_variance")
 
     def components(self) -> Components:
-        """Not defined without the members."""
+        """Raise an error: the members were pooled."""
         self._raise("components")
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """Not defined without the members."""
+        """Raise an error: the members were pooled."""
         self._raise("log_prob")
 
     def quantile(self, level: float) -> Tensor:
-        """Not defined without the members."""
+        """Raise an error: the members were pooled."""
         self._raise("quantile")
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Not defined without the members."""
+        """Raise an error: the members were pooled."""
         self._raise("interval")
 
     def cdf(self, target: Tensor) -> Tensor:
-        """Not defined without the members."""
+        """Raise an error: the members were pooled."""
         self._raise("cdf")
 
     def crps(self, target: Tensor) -> Tensor:
-        """Not defined without the members."""
+        """Raise an error: the members were pooled."""
         self._raise("crps")
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``mean``, ``variance`` and its two parts, and ``log_density`` if there is one.
+        """``mean``, ``variance`` and its two parts, and ``log_density`` if fitted.
 
         Raises:
-            InputError: An ``interval`` was asked for.
+            InputError: An ``interval`` was requested.
         """
         if interval is not None:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The prediction of a regressor that says quantiles of each target."""
+"""The prediction of a regressor that predicts quantiles of each target."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
@@ -20,20 +20,20 @@ from lightning_uq.predictions.spread import SpreadPrediction, variance_over
 class QuantilePrediction(SpreadPrediction):
     """A regressor's prediction: the quantiles of each target at a few levels.
 
-    Several hypotheses are pooled by the mean of their quantiles at each level, which keeps the levels; the mixture of their
-    distributions is unknown beyond the outermost levels. ``interval(0.8)`` reads levels 0.1 and 0.9. Between two levels,
-    quantiles are linear in the level. Outside of them nothing is known, and a quantile or an interval there is an error.
+    Several hypotheses are pooled by the mean of their quantiles at each level, because the mixture of their distributions is unknown
+    beyond the outermost levels. ``interval(0.8)`` uses levels 0.1 and 0.9. Between two levels, quantiles are interpolated linearly
+    in the level. Beyond the outermost levels nothing is known, so a quantile or an interval there raises an error.
 
     Args:
-        member_quantiles: Quantiles [Z, B, D, Q], or [Z, B, H, D, Q] of a horizon, in increasing order along the last axis;
+        member_quantiles: Quantiles [Z, B, D, Q], or [Z, B, H, D, Q] over a horizon, in increasing order along the last axis;
             Z = 1 for one network.
         levels: Their levels [Q] in (0, 1), in increasing order.
-        members_variance: Mean over the levels of the variance [B, D] of hypotheses that were pooled into
-            ``member_quantiles`` [1, B, D, Q].
+        members_variance: For pooled hypotheses: the mean over the levels of their variance [B, D]; ``member_quantiles``
+            [1, B, D, Q] is then their mean.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
-        InputError: The shapes do not fit together, the levels are not as above, or quantiles cross.
+        InputError: The shapes do not fit together, the levels are out of range or order, or quantiles cross.
 
     Source: Koenker & Bassett, Econometrica 46 (1978), for quantile regression; Ratcliff, Psychological Bulletin 86 (1979), for
     the mean of quantiles (Vincent averages).
@@ -69,7 +69,7 @@ class QuantilePrediction(SpreadPrediction):
             )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """A copy on another device or in another dtype; the levels keep theirs, since few of them are numbers of half precision."""
+        """A copy on another device or in another dtype. The levels keep their dtype, since half precision cannot represent most of them."""
         moved = super().to(*args, **kwargs)
         tensors = dict(moved.__getstate__())
         return self._from_tensors({**tensors, "levels": self.levels.to(moved.member_quantiles.device)})
@@ -103,7 +103,7 @@ class QuantilePrediction(SpreadPrediction):
 
     @property
     def mean(self) -> Tensor:
-        """Not known: a few quantiles leave the tails open."""
+        """Raise an error: a few quantiles do not determine the tails."""
         raise InputError("A QuantilePrediction has no `mean`: a few quantiles do not determine it. Read `median`.")
 
     @property
@@ -115,7 +115,7 @@ class QuantilePrediction(SpreadPrediction):
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] at a ``level`` between the outermost predicted ones."""
         check_open_unit("level", level)
-        if torch.compiler.is_compiling() and len(self.levels) > 1:  # the levels' numbers are unknown there
+        if torch.compiler.is_compiling() and len(self.levels) > 1:  # a graph has no values to look up the level
             return _quantile_in_graph(self.quantiles, self.levels, level)
         return quantile_at(self.quantiles, self._level_list, level)
 
@@ -124,17 +124,17 @@ class QuantilePrediction(SpreadPrediction):
         return pinball(self.quantiles, self._checked(target).unsqueeze(-1), self.levels.to(self.quantiles)).mean(-1)
 
     def covered(self, target: Tensor, level: float) -> Tensor:
-        """Whether the target lies in the central interval of this level: bool [B, D]; a missing target does not."""
+        """Whether the target lies in the central interval of this level: bool [B, D]; False for a missing target."""
         (lower, upper), target = self.interval(level), self._checked(target)
         return (lower <= target) & (target <= upper)
 
     def counts_below(self, target: Tensor, levels: Sequence[float]) -> Tensor:
-        """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
+        """Number of known targets at or below the predicted quantile of each level: [L] in float64."""
         target = self._checked(target)
         return torch.stack([widen(target <= self.quantile(level)).sum() for level in levels])
 
     def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
-        """Residuals [B, ..., D] from the median, and its distances to the quantiles and their levels [B, Q, ..., D]."""
+        """Residuals [B, ..., D] from the median; distances from the median to the quantiles, and their levels [B, Q, ..., D]."""
         quantiles, median = self.quantiles, self.median
         offset = (quantiles - median.unsqueeze(-1)).movedim(-1, 1)
         levels = self.levels.to(offset).reshape(1, -1, *[1] * (offset.ndim - 2)).expand_as(offset)
@@ -146,12 +146,12 @@ class QuantilePrediction(SpreadPrediction):
         return extended_cdf(self.quantiles, self.levels, self._checked(target))
 
     def recalibrated(self, knots: Tensor) -> "QuantilePrediction":
-        """The quantiles at the same levels, of the calibrated distribution."""
+        """The quantiles of the calibrated distribution at the same levels."""
         self._check_several_levels()
         self._check_knots(knots)
         if self._get("recalibration") is not None:
             raise InputError(
-                f"This {type(self).__name__} was recalibrated before. Recalibrate the one that it was made of."
+                f"This {type(self).__name__} was already recalibrated. Recalibrate the prediction that it was made from."
             )
         if self.is_pooled:
             raise InputError(
@@ -162,7 +162,7 @@ class QuantilePrediction(SpreadPrediction):
         shape = -1, *[1] * len(self.map_shape)
         levels = uncalibrated_levels(self.levels, knots.to(quantiles.device)).T
         moved = [extended_quantile(quantiles, self.levels, level.reshape(shape)) for level in levels]
-        new = running_maximum(torch.stack(moved, -1))  # rounding may let equal ones cross
+        new = running_maximum(torch.stack(moved, -1))  # after rounding, equal quantiles may cross
         tensors = {"member_quantiles": new.to(self.member_quantiles.dtype), "recalibration": knots}
         return self._from_tensors({**self.__dict__["_tensors"], **tensors})
 
@@ -173,11 +173,11 @@ class QuantilePrediction(SpreadPrediction):
             )
 
     def cdf(self, target: Tensor) -> Tensor:
-        """Not known beyond the outermost quantiles."""
+        """Raise an error: the distribution is unknown beyond the outermost quantiles."""
         self._refuse_beyond("cdf")
 
     def crps(self, target: Tensor) -> Tensor:
-        """Not known beyond the outermost quantiles."""
+        """Raise an error: the distribution is unknown beyond the outermost quantiles."""
         self._refuse_beyond("crps")
 
     def _refuse_beyond(self, name: str) -> NoReturn:
@@ -187,18 +187,18 @@ class QuantilePrediction(SpreadPrediction):
         )
 
     def pool(self) -> "QuantilePrediction":
-        """The prediction with the mean quantiles of its members in their place."""
+        """The prediction in which the mean quantiles replace the members."""
         pooled = self._pooled(member_quantiles=self.quantiles.unsqueeze(0))
         assert isinstance(pooled, QuantilePrediction)
         return pooled
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``quantile_<level>`` for each level, ``epistemic_variance`` of several hypotheses, and ``log_density`` if there is one.
+        """``quantile_<level>`` for each level, ``epistemic_variance`` of several hypotheses, and ``log_density`` if fitted.
 
         Args:
-            interval: The share of a central interval, whose bounds ``lower`` and ``upper`` are added if the levels reach them.
+            interval: Level of a central interval, whose bounds ``lower`` and ``upper`` are added if they are inside the predicted levels.
 
-        While a graph is traced, the levels are unknown, and their positions stand in the names.
+        While a graph is traced, the levels are unknown, and the names contain their positions instead.
         """
         quantiles, num = self.quantiles, len(self.levels)
         levels = range(num) if torch.compiler.is_compiling() else self._level_list
@@ -214,7 +214,7 @@ class QuantilePrediction(SpreadPrediction):
 
 
 def _quantile_in_graph(quantiles: Tensor, levels: Tensor, level: float) -> Tensor:
-    """:func:`~lightning_uq.functional.quantile_at`, of operators that do not read ``levels`` [Q]."""
+    """Compute :func:`~lightning_uq.functional.quantile_at` with operators that do not read the values of ``levels`` [Q]."""
     above = (levels < level).sum().clamp(1, len(levels) - 1).reshape(1)
     (low, high), (left, right) = (
         [values.index_select(-1, place) for place in (above - 1, above)] for values in (levels, quantiles)

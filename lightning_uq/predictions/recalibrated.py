@@ -1,4 +1,4 @@
-"""Predictions of numbers whose distribution functions went through a calibrated map."""
+"""Numeric predictions whose distribution functions were transformed by a calibrated map."""
 
 from abc import abstractmethod
 from typing import Any
@@ -23,14 +23,15 @@ _Base = GaussianMixturePrediction | MixtureDensityPrediction | StudentTMixturePr
 
 
 class RecalibratedPrediction(NumberPrediction):
-    """The base of predictions whose marginals F_d went through maps R_d: P(Y_d <= y) = R_d(F_d(y)).
+    """The base class of predictions whose marginals F_d were transformed by maps R_d: P(Y_d <= y) = R_d(F_d(y)).
 
-    The tensors are those of the prediction before, :attr:`raw`, with the knots of the maps. R is piecewise linear, so the density is the
-    raw one times a slope that is constant between two knots. Beyond the outermost knots the tails keep their shape. Means, variances and
-    CRPS are integrals, of a relative error of about 1e-3, or 1e-2 where most of the variance lies in a tail. Each part of the variance keeps its share.
+    It holds the tensors of the :attr:`raw` prediction, and the knots of the maps. R is piecewise linear, so the density is the raw
+    density times a slope that is constant between two knots. Beyond the outermost knots the tails keep their shape. Means, variances
+    and CRPS are numeric integrals with a relative error of about 1e-3, or 1e-2 if most of the variance lies in a tail. Each part of
+    the variance keeps its share.
 
-    Several hypotheses are dependent over the targets in the raw prediction. Here the targets are independent: ``log_prob`` sums those of
-    the marginals.
+    In the raw prediction of several hypotheses, the targets are dependent. Here they are independent: ``log_prob`` is the sum of the
+    marginals' log-densities.
 
     Raises:
         InputError: The knots do not fit the targets.
@@ -50,7 +51,7 @@ class RecalibratedPrediction(NumberPrediction):
                 found._check()
                 return found
         if isinstance(prediction, RecalibratedPrediction):
-            raise InputError("This prediction was recalibrated before. Recalibrate its `raw`.")
+            raise InputError("This prediction was already recalibrated. Recalibrate its `raw`.")
         raise InputError(f"A {type(prediction).__name__} has no distribution functions, so it cannot be recalibrated.")
 
     @property
@@ -59,7 +60,7 @@ class RecalibratedPrediction(NumberPrediction):
         return self.kind()._from_tensors({**self.__getstate__(), "recalibration": None})
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """A copy on another device or in another dtype; the knots keep theirs, since half precision would merge them."""
+        """A copy on another device or in another dtype. The knots keep their dtype, since half precision would merge them."""
         moved = super().to(*args, **kwargs)
         return self._from_tensors(
             {**moved.__getstate__(), "recalibration": self.recalibration.to(moved.recalibration.device)}
@@ -80,7 +81,7 @@ class RecalibratedPrediction(NumberPrediction):
         return self.raw.quantiles_at(levels.reshape(-1, *[1] * len(self.map_shape)))
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
+        """Central interval (lower, upper), each [B, D], that contains probability ``level`` of each marginal."""
         return NumberPrediction.interval(self, level)
 
     def log_prob(self, target: Tensor) -> Tensor:
@@ -107,39 +108,39 @@ class RecalibratedPrediction(NumberPrediction):
 
     @property
     def aleatoric_variance(self) -> Tensor:
-        """The share of the variance that the raw prediction has as its own [B, D]."""
+        """The calibrated variance times the aleatoric share of the raw variance [B, D]."""
         return self.variance * (self.raw.aleatoric_variance / self.raw.variance)
 
     @property
     def epistemic_variance(self) -> Tensor:
-        """The share of the variance that the raw prediction has as its own [B, D]."""
+        """The calibrated variance times the epistemic share of the raw variance [B, D]."""
         return self.variance * (self.raw.epistemic_variance / self.raw.variance)
 
     def components(self) -> Components:
-        """Not defined: a calibrated distribution is no mixture any more."""
+        """Raise an error: a calibrated distribution is no longer a mixture."""
         raise InputError(
             f"A {type(self).__name__} has no `components`. Those before the recalibration are `raw.components()`."
         )
 
     def scaled(self, factor: Tensor) -> NumberPrediction:
-        """Not defined."""
+        """Raise an error: scaling must precede the recalibration."""
         raise InputError(
             "A recalibrated prediction cannot be scaled. Put VarianceScaling before QuantileRecalibration."
         )
 
     def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
-        """Not defined."""
+        """Raise an error: scaling must precede the recalibration."""
         self.scaled(target)
         raise AssertionError
 
     def _moment(self, which: int) -> Tensor:
-        """The mean or the variance, computed once."""
+        """The mean or the variance, computed together and cached."""
 
         def moments() -> Tensor:
             raw = self.raw
             center = widen(raw.mean)
             first, second, _ = self._integrals(center)
-            # The tails that the integral leaves out are the raw ones, times the slopes at both ends.
+            # The integral leaves out the tails: they are the raw ones, times the slopes at both ends.
             wide = raw.to(center.dtype)
             left_out = wide.variance - tail_integrals(wide.cdf, wide.components(), center)[1]
             ends = torch.stack([torch.zeros_like(center), torch.ones_like(center)])

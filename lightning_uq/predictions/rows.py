@@ -1,4 +1,4 @@
-"""Selections of rows of a prediction: an integer, a slice, a boolean mask or a list of positions."""
+"""Selection of rows of a prediction: by an integer, a slice, a boolean mask or positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 def selected_rows(index: Any, num_rows: int) -> slice | Tensor:
-    """An index as a slice with a positive step, or as positions [N] in [0, ``num_rows``).
+    """Convert an index to a slice with a positive step, or to positions [N] in [0, ``num_rows``).
 
     Raises:
-        InputError: The index is of another kind, or a mask has another length.
+        InputError: The index has another type, or a mask has another length.
         IndexError: A position is out of range.
 
     Example:
@@ -36,8 +36,8 @@ def selected_rows(index: Any, num_rows: int) -> slice | Tensor:
         return selected_rows(int(positions), num_rows)
     if positions.ndim != 1:
         raise InputError(
-            f"An index of rows must have one axis, but its shape is {list(positions.shape)}. A prediction is indexed along "
-            "its batch axis alone."
+            f"An index of rows must have one axis, but its shape is {list(positions.shape)}. A prediction can be indexed only along "
+            "its batch axis."
         )
     if positions.dtype == torch.bool:
         if len(positions) != num_rows:
@@ -62,7 +62,7 @@ def take_rows(tensor: Tensor, axis: int, rows: slice | Tensor) -> Tensor:
 def _as_tensor(index: Any) -> Tensor:
     if isinstance(index, list | range | Tensor | np.ndarray):
         try:
-            # torch takes no reversed array, as `np.argsort(score)[::-1]` is one.
+            # torch refuses arrays with negative strides, such as `np.argsort(score)[::-1]`.
             if isinstance(index, Tensor):
                 return index
             array = np.ascontiguousarray(index)
@@ -82,7 +82,7 @@ def _check_range(low: int, high: int, num_rows: int) -> None:
 
 
 def joined_field(name: str, axis: int | None, predictions: Sequence[Any]) -> Tensor | None:
-    """One field of several predictions."""
+    """Concatenate one field of several predictions."""
     parts = [prediction._get(name) for prediction in predictions]
     present = [part for part in parts if part is not None]
     if not present:
@@ -97,5 +97,5 @@ def joined_field(name: str, axis: int | None, predictions: Sequence[Any]) -> Ten
     shapes = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in present}
     if len(shapes) > 1:
         found = " and ".join(str(list(part.shape)) for part in present)
-        raise InputError(f"`{name}` may differ in axis {axis} alone over `predictions`, but its shapes are {found}.")
+        raise InputError(f"`{name}` may differ only in axis {axis} between `predictions`, but its shapes are {found}.")
     return torch.cat(present, axis)

@@ -1,4 +1,4 @@
-"""What predictions share whose hypotheses say numbers without a variance: their spread is all that is known of it."""
+"""Shared by predictions without a variance: their only uncertainty is the spread between hypotheses."""
 
 from abc import abstractmethod
 from typing import ClassVar, NoReturn
@@ -13,15 +13,15 @@ ADVICE = "use a head with a variance, for instance `Regression(head='mean_varian
 
 
 class SpreadPrediction(NumberPrediction):
-    """The base of predictions whose only variance is that between hypotheses, of which there must be several."""
+    """The base class of predictions whose only variance is that between hypotheses, of which they need several."""
 
     score_names: ClassVar[tuple[str, ...]] = ("epistemic_variance",)
 
-    _reason: ClassVar[str] = "it knows nothing of the noise of the targets"
-    """Why there is no variance of the target, in the error for it."""
+    _reason: ClassVar[str] = "it does not predict the noise of the targets"
+    """The reason why there is no variance of the target, for the error."""
 
     members_variance = Field(
-        "Variance over the hypotheses [B, D] that were pooled; absent while the prediction has them.",
+        "Variance over the pooled hypotheses [B, D]; absent while the prediction holds the hypotheses.",
         batch_axis=0,
         optional=True,
         unit="variance",
@@ -51,7 +51,7 @@ class SpreadPrediction(NumberPrediction):
 
     @property
     def _has_spread(self) -> bool:
-        """Whether there are, or were, several hypotheses."""
+        """Whether there are several hypotheses, or were before pooling."""
         return self.is_pooled or len(self._members) > 1
 
     @property
@@ -59,7 +59,7 @@ class SpreadPrediction(NumberPrediction):
         """Variance over the hypotheses [B, D].
 
         Raises:
-            InputError: There is one hypothesis alone.
+            InputError: There is only one hypothesis.
         """
         if self.is_pooled:
             return self.members_variance
@@ -72,16 +72,16 @@ class SpreadPrediction(NumberPrediction):
 
     @property
     def variance(self) -> Tensor:
-        """Not known: the spread of the hypotheses leaves out the noise of the targets."""
+        """Raise an error: the spread of the hypotheses does not include the noise of the targets."""
         self._refuse("variance")
 
     @property
     def aleatoric_variance(self) -> Tensor:
-        """Not known."""
+        """Raise an error: the noise of the targets is not predicted."""
         self._refuse("aleatoric_variance")
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """Not known."""
+        """Raise an error: the noise of the targets is not predicted."""
         self._refuse("log_prob")
 
     def _refuse(self, name: str) -> NoReturn:
@@ -91,13 +91,13 @@ class SpreadPrediction(NumberPrediction):
         )
 
     def _pooled(self, **tensors: Tensor | None) -> "SpreadPrediction":
-        """A copy with pooled members; the prediction itself where one network has none to pool."""
+        """A copy with pooled members; the prediction itself if there is one network."""
         if self.is_pooled or len(self._members) == 1:
             return self
         return self.replace(members_variance=self._spread(), **tensors)
 
     def _member_spread(self) -> dict[str, Tensor]:
-        """``epistemic_variance`` for a table, where there is one."""
+        """``epistemic_variance`` for a table, if there is one."""
         return {"epistemic_variance": self.epistemic_variance} if self._has_spread else {}
 
     def _check(self) -> None:
@@ -105,7 +105,7 @@ class SpreadPrediction(NumberPrediction):
         spread = self._get("members_variance")
         if spread is not None and (spread.shape != self.target_shape or len(self._members) != 1):
             raise InputError(
-                f"`members_variance` must have shape {list(self.target_shape)} beside pooled members, Z = 1, but its shape is "
+                f"`members_variance` must have shape {list(self.target_shape)} and belongs to pooled members with Z = 1, but its shape is "
                 f"{list(spread.shape)} and Z is {len(self._members)}."
             )
 

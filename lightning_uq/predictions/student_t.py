@@ -11,10 +11,10 @@ from lightning_uq.predictions.student_t_mixture import StudentTMixturePrediction
 
 
 class StudentTPrediction(StudentTMixturePrediction):
-    """An evidential regressor's prediction: per hypothesis a normal-inverse-gamma, hence a Student-t over the target.
+    """An evidential regressor's prediction: one normal-inverse-gamma per hypothesis, hence a Student-t over the target.
 
-    mu ~ N(location, sigma^2 / nu) and sigma^2 ~ Inverse-Gamma(alpha, beta), so that the target is Student-t with 2 alpha
-    degrees of freedom, this location and the squared scale beta (1 + nu) / (nu alpha). Several hypotheses are an equal-weight
+    mu ~ N(location, sigma^2 / nu) and sigma^2 ~ Inverse-Gamma(alpha, beta), so the target has a Student-t distribution with 2 alpha
+    degrees of freedom, this location and the squared scale beta (1 + nu) / (nu alpha). Several hypotheses form an equal-weight
     mixture; the D dimensions are independent given the hypothesis.
 
     Args:
@@ -49,24 +49,24 @@ class StudentTPrediction(StudentTMixturePrediction):
             raise InputError("`nu` and `beta` must be positive and `alpha` above 1, but some of their values are not.")
 
     @property
-    def degrees_of_freedom(self) -> Tensor:  # type: ignore[override]  # it follows from the parameters
+    def degrees_of_freedom(self) -> Tensor:  # type: ignore[override]  # computed from the parameters
         """2 alpha [Z, B, D]."""
         return 2 * self.alpha
 
     @property
-    def scale(self) -> Tensor:  # type: ignore[override]  # likewise
+    def scale(self) -> Tensor:  # type: ignore[override]  # computed from the parameters
         """Scale of each Student-t [Z, B, D]: sqrt(beta (1 + nu) / (nu alpha))."""
-        # Divided first: products of large parameters would overflow.
+        # Division comes first: products of large parameters would overflow.
         return (self.beta / self.alpha * (1 + 1 / self.nu)).sqrt()
 
     @property
     def aleatoric_variance(self) -> Tensor:
-        """mean_z E[sigma^2 | z] = mean_z beta / (alpha - 1) [B, D]: Amini's reading."""
+        """mean_z E[sigma^2 | z] = mean_z beta / (alpha - 1) [B, D], by Amini's definition."""
         return (self.beta / (self.alpha - 1)).mean(0)
 
     @property
     def epistemic_variance(self) -> Tensor:
-        """mean_z Var[mu | z] + Var_z[location] [B, D], where Var[mu | z] = beta / (nu (alpha - 1)) is Amini's reading."""
+        """mean_z Var[mu | z] + Var_z[location] [B, D], with Var[mu | z] = beta / (nu (alpha - 1)) by Amini's definition."""
         within = (self.beta / (self.alpha - 1) / self.nu).mean(0)
         return within + (self.location - self.mean).square().mean(0)
 
@@ -76,14 +76,14 @@ class StudentTPrediction(StudentTMixturePrediction):
         return (1 / self.nu).mean(0)
 
     def uncertainties(self, reading: Literal["amini", "meinert"] = "amini") -> tuple[Tensor, Tensor]:
-        """Aleatoric and epistemic uncertainty, each [B, D], as one of two papers reads them.
+        """Aleatoric and epistemic uncertainty, each [B, D], by the definition of one of two papers.
 
-        - ``"amini"``: the roots of ``aleatoric_variance`` and ``epistemic_variance``, in the target's units;
+        - ``"amini"``: the square roots of ``aleatoric_variance`` and ``epistemic_variance``, in the target's units;
         - ``"meinert"``: the Student-t's scale, in the target's units, and 1 / sqrt(nu), relative to it and without unit. It is
-          defined for one hypothesis.
+          defined only for one hypothesis.
 
         Raises:
-            InputError: ``reading`` is neither, or there are several hypotheses for ``"meinert"``.
+            InputError: ``reading`` is unknown, or there are several hypotheses for ``"meinert"``.
         """
         if reading == "amini":
             return self.aleatoric_variance.sqrt(), self.epistemic_variance.sqrt()
@@ -91,7 +91,7 @@ class StudentTPrediction(StudentTMixturePrediction):
             raise InputError(f"`reading` must be 'amini' or 'meinert', but it is {reading!r}.")
         if self.num_indices != 1:
             raise InputError(
-                f"reading='meinert' is defined for one hypothesis, but the prediction has {self.num_indices}. Read `scale` and "
+                f"reading='meinert' is defined only for one hypothesis, but the prediction has {self.num_indices}. Read `scale` and "
                 "`nu` [Z, B, D], or use reading='amini'."
             )
         return self.scale[0], self.nu[0].rsqrt()

@@ -1,4 +1,4 @@
-"""The prediction of a regressor whose likelihood is a Student-t."""
+"""The prediction of a regressor with a Student-t likelihood."""
 
 import math
 
@@ -18,13 +18,13 @@ from lightning_uq.predictions.numbers import NumberPrediction
 class StudentTMixturePrediction(NumberPrediction):
     """A regressor's prediction: an equal-weight mixture of one Student-t per hypothesis.
 
-    Its tails are heavier than a Gaussian's, so that few targets far out do not move the location. The D dimensions are
-    independent given the hypothesis.
+    Its tails are heavier than a Gaussian's, so a few outlying targets do not move the location. The D dimensions are independent
+    given the hypothesis.
 
     Args:
-        location: Locations [Z, B, D], or [Z, B, H, D] of a horizon; Z = 1 for one network.
+        location: Locations [Z, B, D], or [Z, B, H, D] over a horizon; Z = 1 for one network.
         scale: Scales of the same shape, positive.
-        degrees_of_freedom: Of the same shape, above 2, so that the variance exists.
+        degrees_of_freedom: Degrees of freedom of the same shape, above 2, so that the variance exists.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
@@ -98,11 +98,11 @@ class StudentTMixturePrediction(NumberPrediction):
         return self.quantiles_at(level)
 
     def quantiles_at(self, level: float | Tensor) -> Tensor:
-        """Quantiles [B, D] at a level of each target, which broadcasts to them, in float64."""
+        """Quantiles [B, D] at one level per target, in float64; ``level`` broadcasts to the targets."""
         return student_t.student_t_mixture_quantile(level, *self._student_t)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
+        """Central interval (lower, upper), each [B, D], that contains probability ``level`` of each marginal."""
         if self.num_indices != 1:
             return super().interval(level)
         check_open_unit("level", level)

@@ -1,7 +1,7 @@
 """Tasks: what a network's outputs mean, one file per task.
 
-A module asks its task for predictions, losses, metrics and checks, so every method works with every task. In YAML a task is
-one of the names in :data:`TASKS` or a class path with arguments; in Python it is an instance.
+A module gets predictions, losses, metrics and checks from its task, so every method works with every task. In YAML a task is
+one of the names in :data:`TASKS`, or a class path with arguments; in Python it is an instance.
 """
 
 from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress, Stage, Task, describe, sums_and_counts

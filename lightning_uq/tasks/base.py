@@ -1,4 +1,4 @@
-"""The meaning of a network's outputs: the one object that modules, callbacks, metrics and reports ask."""
+"""The meaning of a network's outputs, in one object that modules, callbacks, metrics and reports share."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ class OutputShapeError(InputError):
 
 
 class Progress(NamedTuple):
-    """How far a training is: what an annealed loss depends on.
+    """Progress of a training, on which an annealed loss depends.
 
     Attributes:
         step: Optimizer steps taken.
@@ -33,13 +33,13 @@ class Progress(NamedTuple):
 
 
 class CalibrationRows(NamedTuple):
-    """What a calibration is fitted to: one row per label that counts.
+    """The data that a calibration is fitted to: one row per label that counts.
 
     Attributes:
-        prediction: Predictions of classes with logits [Z, N, C], before any pooled calibration.
-        labels: Class indices [N]; numbers where the targets are probabilities.
-        group: Which of several labels a row belongs to [N]; None if there is one label per input or position.
-        num_groups: How many labels there are.
+        prediction: Class predictions with logits [Z, N, C], before any pooled calibration.
+        labels: Class indices [N]; floating-point numbers if the targets are probabilities.
+        group: For several labels per input: which label each row belongs to [N]. None for one label per input or position.
+        num_groups: Number of labels per input.
     """
 
     prediction: Any
@@ -51,8 +51,8 @@ class CalibrationRows(NamedTuple):
 class Task(ABC):
     """The meaning of outputs [Z, B, ...]: their prediction, loss, metrics and checks.
 
-    A task is plain data: a frozen dataclass whose fields a checkpoint and a YAML file can hold. It has no state. A module
-    asks its task for everything that depends on the kind of output, so your own task is one file that subclasses this.
+    A task is plain data: a frozen dataclass whose fields can be stored in a checkpoint and in a YAML file. It has no state. A
+    module asks its task for everything that depends on the kind of output, so a task of your own is one file that subclasses this.
 
     Attributes:
         ood_score: The default out-of-distribution score, fixed before any such data is seen.
@@ -60,12 +60,12 @@ class Task(ABC):
         metric_on_bar: The name of the validation metric that the progress bar shows beside the loss.
         has_classes: Whether each label is one of several classes.
         takes_calibration: Whether a calibration can be fitted, to :meth:`calibration_rows`.
-        calibration_metrics: Names in ``metrics("test")`` that tell how good a calibration is.
+        calibration_metrics: Names in ``metrics("test")`` that measure the quality of a calibration.
         has_numeric_targets: Whether noise may be added to the targets.
-        has_positions: Whether a prediction holds one result per position of a map, [B, ..., *P], rather than one per input.
+        has_positions: Whether a prediction has one result per position of a map, [B, ..., *P], rather than one per input.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
-        has_likelihood: Whether the loss is a negative log-density, as Bayesian inference needs it.
-        needs_members: Whether all scores are spreads of several hypotheses, so that one network has none.
+        has_likelihood: Whether the loss is a negative log-density, as Bayesian inference requires.
+        needs_members: Whether all scores measure the spread of several hypotheses, so that one network has none.
     """
 
     ood_score: ClassVar[str]
@@ -82,11 +82,11 @@ class Task(ABC):
 
     @property
     def num_outputs(self) -> int | None:
-        """Size of the network's output axis where the fields say it, else None: the first output tells."""
+        """Size of the network's output axis if the fields determine it; None: the first output does."""
         return None
 
     def outputs_for(self, num_targets: int) -> int:
-        """Size of the output axis of a network for so many classes, labels or target dimensions."""
+        """Size of a network's output axis for this number of classes, labels or target dimensions."""
         return num_targets
 
     @property
@@ -96,20 +96,20 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Prediction:
-        """The prediction that raw outputs [Z, B, ...] stand for."""
+        """The prediction for raw outputs [Z, B, ...]."""
 
     @abstractmethod
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of each sample under one index, as a sum and the count that it is divided by.
+        """The loss of each sample under one index, as a sum and the count to divide it by.
 
-        A module divides the batch's total sum by its total count, so that pixels that do not count, class weights and
-        missing targets are all normalised in one way. A sample whose count is 0 adds nothing. Samples are independent: a
-        module hands over the samples of several indices in one call.
+        A module divides the batch's total sum by its total count. This normalises ignored pixels, class weights and missing
+        targets in the same way. A sample whose count is 0 adds nothing. Samples must be independent, because a module passes the
+        samples of several indices in one call.
 
         Args:
             output: Raw outputs [B, ...] of one index.
             target: Targets [B, ...].
-            progress: How far the training is; None outside a training.
+            progress: The progress of the training; None outside a training.
 
         Returns:
             The sums [B] and the counts [B].
@@ -119,8 +119,8 @@ class Task(ABC):
     def metrics(self, stage: Stage) -> dict[str, Metric]:
         """New metrics by name, logged as ``val_<name>`` or ``test_<name>`` beside the loss.
 
-        They are the same on every rank before the first batch, so that a rank without a batch takes part in the same
-        collectives. Each is updated with ``(prediction, target)`` as :meth:`rows` gives them; one with an attribute
+        All ranks have the same metrics before the first batch, so that a rank without a batch takes part in the same
+        collectives. Each metric is updated with ``(prediction, target)`` from :meth:`rows`; a metric with the attribute
         ``takes_index = True`` also gets ``index``, the samples' positions in the data set.
         """
 
@@ -130,7 +130,7 @@ class Task(ABC):
 
         Args:
             outputs: Raw outputs [Z, B, ...].
-            values: Whether to look at the values as well, which waits for a GPU: done at the first batch.
+            values: Whether to check the values as well, which waits for a GPU; the first batch does.
         """
 
     @abstractmethod
@@ -140,32 +140,32 @@ class Task(ABC):
         Args:
             target: Targets [B, ...].
             outputs: Raw outputs [Z, B, ...].
-            values: Whether to look at the values as well, which waits for a GPU.
+            values: Whether to check the values as well, which waits for a GPU.
         """
 
     def aligned(self, target: Tensor, output: Tensor) -> Tensor:
-        """A checked target in the shape in which a loss of the user's own compares it with outputs [B, ...] of one index."""
+        """A checked target in the shape in which a user's own loss compares it with outputs [B, ...] of one index."""
         return target
 
     def accepts(self, target: Tensor) -> str | None:
-        """Why this target cannot belong to the task, or None. Used for members' own data."""
+        """The reason why a target cannot belong to the task, or None. Used for the data of LightningModules as members."""
         return None
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """A prediction and its target as the metrics count them: one row per label. Maps give one row per pixel."""
+        """A prediction and its target as rows for the metrics: one row per label. Maps give one row per pixel."""
         return prediction, target
 
     def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """A prediction and its target with one row per input: maps stay whole, with a label of -1 where a position does not count."""
+        """A prediction and its target with one row per input: maps stay whole, with label -1 at positions that do not count."""
         return (prediction, target) if self.has_positions else self.rows(prediction, target)
 
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Scores [B, ...] of each input by name, which a comparison averages over the test rows; of your own task none.
+        """Scores [B, ...] of each input by name, which a comparison averages over the test rows. The default is no scores.
 
         The names are those of ``lightning_uq.compare.statistics.measures``.
 
         Args:
-            prediction: A prediction, as :meth:`predict` makes it.
+            prediction: A prediction from :meth:`predict`.
             target: Its targets [B, ...].
         """
         return {}
@@ -175,21 +175,21 @@ class Task(ABC):
         return None
 
     def calibration_rows(self, prediction: Any, target: Tensor) -> CalibrationRows:
-        """The rows that a calibration is fitted to; asked of tasks that take one."""
+        """The rows that a calibration is fitted to, for tasks with ``takes_calibration``."""
         raise InputError(f"{describe(self)} has no probabilities that a calibration could be fitted to.")
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """A mask of the numbers in outputs [Z, B, ...] that nothing can be predicted from, or of whole rows [Z, B, 1, ...]."""
+        """A mask of unusable numbers in outputs [Z, B, ...], or of unusable rows [Z, B, 1, ...]."""
         return ~outputs.isfinite()
 
     def logged(self, progress: Progress) -> Mapping[str, float]:
-        """Further numbers to log at every training step."""
+        """Additional numbers to log at every training step."""
         return {}
 
-    def review(self, metrics: Mapping[str, Any], progress: Progress | None) -> None:  # noqa: B027  # most tasks have nothing to say
-        """Look at the metrics of a finished validation, and warn of what they show.
+    def review(self, metrics: Mapping[str, Any], progress: Progress | None) -> None:  # noqa: B027  # most tasks review nothing
+        """Review the metrics of a finished validation, and warn of problems that they show.
 
-        Every rank is asked, with or without a batch, so that a review may gather.
+        It is called on every rank, even without a batch, so it may gather.
         """
 
 
@@ -208,7 +208,7 @@ def describe(task: Task) -> str:
 
 
 def sums_and_counts(losses: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sums [B] and counts [B] of losses [B, ...], in at least float32; ``counts`` of the same shape, or None for one per loss.
+    """Sums [B] and counts [B] of losses [B, ...], in at least float32. ``counts`` has the losses' shape; None counts each loss once.
 
     Example:
         >>> sums_and_counts(torch.ones(2, 3))

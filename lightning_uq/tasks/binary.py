@@ -1,4 +1,4 @@
-"""One label per input that is on or off: a sigmoid of one logit."""
+"""One binary label per input: a sigmoid of one logit."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -34,13 +34,13 @@ from lightning_uq.tasks.row_scores import binary_row_scores
 class Binary(Task):
     """One logit l per input, [Z, B] or [Z, B, 1], and labels 0 or 1 of any dtype, [B] or [B, 1].
 
-    The prediction is that of a softmax over the logits [0, l], which is sigmoid(l): ``probs`` is [B, 2], and ``probs[:, 1]`` the
-    probability of a 1. So the confidence is max(p, 1 - p), and every calibration, score and metric of classes applies.
+    The prediction is that of a softmax over the logits [0, l], which equals sigmoid(l): ``probs`` is [B, 2], and ``probs[:, 1]`` the
+    probability of label 1. The confidence is therefore max(p, 1 - p), and every calibration, score and metric of classes applies.
 
     Args:
         loss: ``"bce"``, or ``"focal"``; see :func:`~lightning_uq.losses.label_losses`.
-        pos_weight: Weight of the label 1 in the loss, as ``BCEWithLogitsLoss`` has it.
-        label_smoothing: Share s of the smoothed target (1 - s) y + s / 2, in [0, 1].
+        pos_weight: Weight of label 1 in the loss, as in ``BCEWithLogitsLoss``.
+        label_smoothing: Factor s in [0, 1]; the smoothed target is (1 - s) y + s / 2.
         focal_gamma: Exponent of the focal loss.
 
     Raises:
@@ -97,7 +97,7 @@ class Binary(Task):
         )
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Accuracy, NLL, ECE, AUROC and average precision of the label 1; in a test the Brier score and the joint log-loss as well."""
+        """Accuracy, NLL, ECE, AUROC and average precision of label 1; for a test also the Brier score and the joint log-loss."""
         found: dict[str, Metric] = {
             "accuracy": Accuracy(validate_args=False),
             "nll": NegativeLogLikelihood(validate_args=False),
@@ -111,24 +111,24 @@ class Binary(Task):
         return {**found, **further}
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """One logit per input, [Z, B] or [Z, B, 1]."""
+        """Check for one logit per input, [Z, B] or [Z, B, 1]."""
         if outputs.ndim > 3:
             raise OutputShapeError(
                 f"A network for Binary() must return one logit per input, but it returned a map of shape {list(outputs.shape[1:])}. For "
-                "one logit per pixel pass `task=Segmentation()` and `output=lambda logit: torch.cat([torch.zeros_like(logit), "
+                "one logit per pixel, pass `task=Segmentation()` and `output=lambda logit: torch.cat([torch.zeros_like(logit), "
                 "logit], 1)`."
             )
         if outputs.ndim != 2 and (outputs.ndim != 3 or outputs.shape[2] != 1):
             raise OutputShapeError(
                 f"A network for Binary() must return one logit per input, [B] or [B, 1], but it returned shape "
                 f"{list(outputs.shape[1:])}. Pass `task=Classification()` for a softmax over classes, `task=Multilabel()` for "
-                "several labels, or argument `output` a function that picks the logit."
+                "several labels, or a function that picks the logit as `output`."
             )
         if values:
             warn_of_probabilities(outputs)
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Labels [B] or [B, 1] that are 0 or 1, or a probability in between."""
+        """Check for labels [B] or [B, 1] that are 0, 1, or a probability."""
         num_rows = outputs.shape[1]
         if target.is_complex() or tuple(target.shape) not in ((num_rows,), (num_rows, 1)):
             raise InputError(
@@ -142,18 +142,18 @@ class Binary(Task):
             check_label_values(labels, "For more than two classes pass `task=Classification()`.")
 
     def accepts(self, target: Tensor) -> str | None:
-        """Labels are 0 or 1."""
+        """The reason why labels are not binary, or None."""
         return None if bool(((target == 0) | (target == 1)).all()) else "the targets are not 0 or 1"
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """Labels [N] as class indices; probabilities stay [N, 2]."""
+        """Labels [N] as class indices; target probabilities as [N, 2]."""
         labels = target.reshape(len(target))
         if self.accepts(labels) is None:
             return prediction, labels.long()
         return prediction, torch.stack([1 - labels, labels], 1)
 
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Whether the label is right, its negative log-probability, Brier score and confidence, and the logit of the label 1."""
+        """Correctness, negative log-probability, Brier score and confidence of the label, and the logit of label 1."""
         return binary_row_scores(*self.rows(prediction, target))
 
     def outputs_for(self, num_targets: int) -> int:

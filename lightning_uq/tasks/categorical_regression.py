@@ -1,4 +1,4 @@
-"""Numbers as targets, predicted by distributions over atoms."""
+"""Numeric targets, predicted by distributions over atoms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from lightning_uq.tasks.regression_base import RegressionTask
 
 @dataclass(frozen=True)
 class CategoricalRegression(RegressionTask):
-    """Targets [B, D] as distributions over A atoms: outputs [Z, B, D A + D], logits over the atoms and then the prior means.
+    """Targets [B, D] as distributions over A atoms: outputs [Z, B, D A + D] hold logits over the atoms, then the prior means.
 
-    The loss is the cross-entropy against the 2-hot encoding of the target less the prior. Each hypothesis predicts a
+    The loss is the cross-entropy against the 2-hot encoding of the target minus the prior. Each hypothesis predicts a
     Gaussian with the moments of its distribution.
 
     Args:
-        atoms: Their positions, in increasing order, in the target's units.
+        atoms: Positions of the atoms, in increasing order, in the target's units.
 
     Raises:
-        InputError: There are fewer than two atoms, or they do not increase.
+        InputError: There are fewer than two atoms, or their positions do not increase.
 
     Example:
         >>> CategoricalRegression(atoms=(-1.0, 0.0, 1.0)).predict(torch.zeros(5, 2, 4)).mean.shape
@@ -44,8 +44,8 @@ class CategoricalRegression(RegressionTask):
         object.__setattr__(self, "atoms", tuple(check_atoms(self.atoms).tolist()))
 
     @property
-    def outputs_per_target(self) -> int:  # type: ignore[override]  # the atoms say it
-        """A logit for each atom, and the prior mean."""
+    def outputs_per_target(self) -> int:  # type: ignore[override]  # depends on the atoms
+        """One logit per atom, and the prior mean."""
         return len(self.atoms) + 1
 
     def predict(self, outputs: Tensor) -> GaussianMixturePrediction:

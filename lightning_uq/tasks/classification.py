@@ -21,7 +21,7 @@ from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress,
 from lightning_uq.tasks.row_scores import class_row_scores, map_row_scores
 
 NO_LABEL = -(2**63)
-"""A value that no label has. Torch ignores -100 by default, which would hide a wrong label."""
+"""A value that no label has. Torch's default ignores -100, which would hide a wrong label."""
 
 
 class ClassTask(Task):
@@ -34,11 +34,11 @@ class ClassTask(Task):
 
     @property
     def num_outputs(self) -> int | None:
-        """C, where it was given."""
+        """C, if given."""
         return self.num_classes
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Accuracy, NLL and ECE; in a test the Brier score as well."""
+        """Accuracy, NLL and ECE; for a test also the Brier score."""
         found: dict[str, Metric] = {
             "accuracy": Accuracy(validate_args=False),
             "nll": NegativeLogLikelihood(validate_args=False),
@@ -47,69 +47,69 @@ class ClassTask(Task):
         return found if stage == "val" else {**found, "brier": BrierScore(validate_args=False)}
 
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Whether the class is right, its negative log-probability and Brier score; means over the positions of a map."""
+        """Correctness, negative log-probability and Brier score of the class; for maps, means over the positions."""
         if prediction.map_shape:
             return map_row_scores(*self.sample_rows(prediction, target))
         return class_row_scores(*self.rows(prediction, target))
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Labels are integers in [0, C), one per position of the output."""
+        """Check for integer labels in [0, C), one per position of the output."""
         _check_dtype(target)
         expected = (*outputs.shape[1:2], *outputs.shape[3:])
         if target.shape != expected:
             raise InputError(
                 f"The class labels must have shape {list(expected)}, because the network returns "
                 f"{list(outputs.shape[1:])}, but they have {list(target.shape)}. If the network returns features, pass "
-                "argument `output` a function that makes the logits [B, C]."
+                "a function that computes the logits [B, C] as `output`."
             )
         if values:
             _check_range(self._counted(target), outputs.shape[2])
 
     def calibration_rows(self, prediction: Any, target: Tensor) -> CalibrationRows:
-        """The rows that the metrics count."""
+        """The rows of the metrics."""
         return CalibrationRows(*self.rows(prediction, target))
 
     def accepts(self, target: Tensor) -> str | None:
-        """Labels are integers of at least 0."""
+        """The reason why a target does not hold class labels (integers of at least 0), or None."""
         kept = self._counted(target)
         whole = not target.is_floating_point() and target.dtype != torch.bool
-        return None if whole and bool((kept >= 0).all()) else "the targets are no class labels"
+        return None if whole and bool((kept >= 0).all()) else "the targets are not class labels"
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """Rows [Z, B, 1, ...] with NaN or plus infinity, and those that rule out every class; a logit of minus infinity rules out one class."""
-        return ~outputs.amax(2, keepdim=True).isfinite()  # the largest of numbers with a NaN is NaN
+        """Rows [Z, B, 1, ...] with NaN or plus infinity, or with minus infinity for all classes; for one class, it excludes that class."""
+        return ~outputs.amax(2, keepdim=True).isfinite()  # the maximum is NaN if any number is
 
     def _counted(self, target: Tensor) -> Tensor:
         """The labels that count."""
         return target
 
     def _check_classes(self, outputs: Tensor, values: bool) -> None:
-        """At least two classes, and as many as were promised; raw outputs that are no probabilities."""
+        """Check for at least two classes, the given number of classes, and raw outputs that are not probabilities."""
         if outputs.ndim > 3 and outputs.shape[2] == 1:
             raise OutputShapeError(
-                f"The network returned {list(outputs.shape[1:])}, one logit per position, but {type(self).__name__} reads one logit per "
-                "class. Pass `output=lambda logit: torch.cat([torch.zeros_like(logit), logit], 1)`, which is the same as a sigmoid."
+                f"The network returned {list(outputs.shape[1:])}, one logit per position, but {type(self).__name__} needs one logit per "
+                "class. Pass `output=lambda logit: torch.cat([torch.zeros_like(logit), logit], 1)`, which is equivalent to a sigmoid."
             )
         if outputs.ndim < 3 or outputs.shape[2] < 2:
             raise OutputShapeError(
                 f"The network must return logits [B, C] with C >= 2, but it returned shape {list(outputs.shape[1:])}. Pass "
-                "`task=Binary()` if this is a logit per input, `task=Regression(head='mean')` if it is a number, or argument `output` "
-                "a function that makes the logits."
+                "`task=Binary()` for one logit per input, `task=Regression(head='mean')` for one number, or a function "
+                "that computes the logits as `output`."
             )
         if self.num_classes is not None and outputs.shape[2] != self.num_classes:
             raise InputError(
                 f"The network must return {self.num_classes} logits (`num_classes` of the task), but it returned "
-                f"{outputs.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
+                f"{outputs.shape[2]} numbers, perhaps features. Pass a function that computes the logits as `output`."
             )
         if values and outputs.numel():
             found = outputs.detach().float()
-            # Each of C rounded probabilities is off by half a unit in the last place at most.
+            # Rounding shifts each of C probabilities by at most half a unit in the last place.
             tolerance = max(1e-3, outputs.shape[2] ** 0.5 * torch.finfo(outputs.dtype).eps)
             sums_to_one = ((found.sum(2) - 1).abs() < tolerance).all() and ((found >= 0) & (found <= 1)).all()
             if bool(sums_to_one):
                 raise InputError(
                     "The network returned probabilities (every row lies in [0, 1] and sums to 1) instead of logits. Pass "
-                    'argument `output="probs"`, or return the logits.'
+                    '`output="probs"`, or return the logits.'
                 )
 
 
@@ -117,14 +117,14 @@ class ClassTask(Task):
 class Classification(ClassTask):
     """One class per input: logits [Z, B, C] and labels [B].
 
-    The loss is the cross-entropy, with label smoothing and class weights as ``torch.nn.functional.cross_entropy`` defines
-    them: the batch's loss is divided by the sum of its labels' weights. Targets may also be probabilities [B, C], as Mixup and
-    CutMix make them; metrics that are not defined for them are then skipped.
+    The loss is the cross-entropy, with label smoothing and class weights as in ``torch.nn.functional.cross_entropy``:
+    the batch's loss is divided by the sum of its labels' weights. Targets may also be probabilities [B, C], as from Mixup and
+    CutMix; metrics that are not defined for them are skipped.
 
     Args:
-        num_classes: C. None takes it from the network's output; given, the output is checked against it.
+        num_classes: C. If given, the output is checked against it; None takes it from the network's output.
         loss: ``"cross_entropy"``, or ``"focal"``, the cross-entropy times (1 - p_y)^gamma (Lin et al., arXiv 1708.02002).
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
+        label_smoothing: Share of the target, in [0, 1], that is spread evenly over all classes.
         class_weights: One weight per class.
         focal_gamma: Exponent of the focal loss, at least 0.
 
@@ -170,7 +170,7 @@ class Classification(ClassTask):
             return sums_and_counts(self._soft_losses(upcast(output), target, weight))
         ignored, logits, labels = self._ignored, self._counted_outputs(upcast(output), target), target.long()
         if is_short_row(logits, 1):
-            # One map of labels: its classes are not in the last axis.
+            # With a single map of labels, the classes are not in the last axis.
             logits, labels = logits.T.unsqueeze(0), labels.unsqueeze(0)
         losses = F.cross_entropy(
             logits,
@@ -185,7 +185,7 @@ class Classification(ClassTask):
         return sums_and_counts(losses, label_counts(target, weight, ignored, losses))
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Labels are integers in [0, C), one per position of the output, or probabilities of the output's shape."""
+        """Check for integer labels in [0, C), one per position of the output, or probabilities of the output's shape."""
         if not target.is_floating_point() or target.shape != outputs.shape[1:]:
             super().check_target(target, outputs, values=values)
         elif values and target.numel():
@@ -193,39 +193,39 @@ class Classification(ClassTask):
             if bool((target < 0).any()) or not bool(gap < 1e-2):
                 raise InputError(
                     "The targets have the shape of the logits, so they must be probabilities that sum to 1 for each input, but they "
-                    "do not. If each class is on or off by itself, pass `task=Multilabel()`."
+                    "do not. If an input can have several labels, pass `task=Multilabel()`."
                 )
 
     def _soft_losses(self, output: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """The loss against probabilities [B, C, ...]."""
         target = (1 - self.label_smoothing) * target.to(output.dtype) + self.label_smoothing / output.shape[1]
         log_probs = torch.log_softmax(output, 1)
-        # torch's cross-entropy is NaN where a class of probability 0 has a target of 0.
+        # torch's cross-entropy is NaN if a class has probability 0 and target 0.
         each = -target * log_probs.where(target > 0, 0.0)
         if self.loss == "focal":
             each = each * self._focused(log_probs)
         return (each if weight is None else each * weight.reshape(-1, *[1] * (each.ndim - 2))).sum(1)
 
     def _focus(self, output: Tensor, target: Tensor, ignored: int) -> Tensor:
-        """(1 - p_y)^gamma of each label."""
+        """The factor (1 - p_y)^gamma of each label."""
         return self._focused(-F.cross_entropy(output, target.long(), ignore_index=ignored, reduction="none"))
 
     def _focused(self, log_probs: Tensor) -> Tensor:
-        """(1 - p)^gamma, with a finite gradient where p is 1."""
+        """The factor (1 - p)^gamma, with a finite gradient at p = 1."""
         return (-torch.expm1(log_probs)).clamp_min(torch.finfo(log_probs.dtype).tiny) ** self.focal_gamma
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Accuracy, NLL and ECE; in a test the Brier score and the joint log-loss as well."""
+        """Accuracy, NLL and ECE; for a test also the Brier score and the joint log-loss."""
         found = super().metrics(stage)
         return found if stage == "val" else {**found, "joint_log_loss": JointLogLoss(validate_args=False)}
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Logits [Z, B, C] with C >= 2 that are no probabilities."""
+        """Check for logits [Z, B, C] with C >= 2 that are not probabilities."""
         self._check_classes(outputs, values)
         if outputs.ndim != 3:
             raise OutputShapeError(
                 f"The network returned {list(outputs.shape[1:])}, a map of logits, but the task is Classification, one label "
-                "per input. Pass `task=Segmentation()`, or argument `output` a function that makes logits [B, C]."
+                "per input. Pass `task=Segmentation()`, or a function that computes logits [B, C] as `output`."
             )
 
     def _counted_outputs(self, output: Tensor, target: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class Classification(ClassTask):
         return NO_LABEL
 
 
-# ---------------------------------------------------------------------- what tasks with classes share
+# ---------------------------------------------------------------------- shared by tasks with classes
 
 
 def check_num_classes(num_classes: Any) -> None:
@@ -258,7 +258,7 @@ def check_ignore_index(ignore_index: Any) -> None:
 
 
 def checked_weights(weights: Any, num_classes: int | None) -> tuple[float, ...] | None:
-    """Class weights as a tuple, so that a task stays plain data; an :class:`InputError` if they are unusable."""
+    """Class weights as a tuple, so that a task stays plain data; raises an :class:`InputError` if they are unusable."""
     if weights is None:
         return None
     values = weights.tolist() if hasattr(weights, "tolist") else weights
@@ -276,7 +276,7 @@ def checked_weights(weights: Any, num_classes: int | None) -> tuple[float, ...] 
 
 
 def weight_tensor(weights: Sequence[float] | None, output: Tensor) -> Tensor | None:
-    """Class weights beside outputs [B, C, ...]."""
+    """Class weights as a tensor for outputs [B, C, ...]."""
     if weights is None:
         return None
     if len(weights) != output.shape[1]:
@@ -288,13 +288,13 @@ def weight_tensor(weights: Sequence[float] | None, output: Tensor) -> Tensor | N
 
 
 def counted_outputs(output: Tensor, target: Tensor, ignored: int | None) -> Tensor:
-    """Outputs [B, C, ...] with zeros at ignored positions, where even NaN then reaches neither the loss nor the gradient."""
+    """Outputs [B, C, ...] with zeros at ignored positions, so that even NaN there reaches neither the loss nor the gradient."""
     return output if ignored is None else torch.where((target.long() != ignored).unsqueeze(1), output, 0.0)
 
 
 def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Tensor) -> Tensor:
-    """The weight of each label [B, ...]: its class's, or 1; 0 if it is ignored."""
-    kept = target.long() != ignored  # a narrow dtype would wrap around
+    """The weight of each label [B, ...]: its class's weight, or 1; 0 if the label is ignored."""
+    kept = target.long() != ignored  # `ignored` would overflow in a narrow dtype
     if weight is None:
         return kept.to(losses.dtype)
     return torch.where(kept, weight[torch.where(kept, target, 0).long()], 0.0)
@@ -303,8 +303,8 @@ def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Te
 def _check_dtype(target: Tensor) -> None:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise InputError(
-            f"The targets must be integer class labels, but they are {target.dtype} of shape {list(target.shape)}. Pass the `task` of "
-            "other targets: Multilabel() for labels that are on or off, Regression() for numbers."
+            f"The targets must be integer class labels, but they are {target.dtype} of shape {list(target.shape)}. Pass another `task`: "
+            "Multilabel() for several binary labels, Regression() for numbers."
         )
 
 

@@ -1,4 +1,4 @@
-"""Classes whose outputs are evidence: a Dirichlet per input or per position."""
+"""Classes with evidence as outputs: a Dirichlet per input or per position."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,36 +50,35 @@ _LOSSES: dict[str, tuple[type[EvidenceLoss], dict[str, Any], float]] = {
 
 @dataclass(frozen=True)
 class EvidentialClassification(ClassTask):
-    """Evidence for classes: raw outputs [Z, B, C] or maps [Z, B, C, *P], a Dirichlet per row.
+    """Evidence for classes: raw outputs [Z, B, C] or maps [Z, B, C, *P] define one Dirichlet per row.
 
-    The uncertainty is a *relative* score. It ranks inputs, but it does not vanish as data grow, no proper scoring rule
-    makes it right, and the regularizer sets its level (Bengs et al., ICML 2023; Juergens et al., ICML 2024; Shen et al.,
-    NeurIPS 2024). An ensemble of softmax classifiers is the safer choice if a second network can be paid for.
+    The uncertainty is a *relative* score. It ranks inputs, but it does not vanish with more data, no proper scoring rule
+    makes it correct, and the regularizer sets its level (Bengs et al., ICML 2023; Juergens et al., ICML 2024; Shen et al.,
+    NeurIPS 2024). An ensemble of softmax classifiers is the safer choice if you can afford a second network.
 
     The regularizer is annealed: its factor rises linearly from 0 to ``max_reg_factor`` over the first ``annealing_steps``
-    optimizer steps, or over ``annealing_epochs`` epochs, and is logged as ``reg_factor``. It follows the Trainer's own
-    counters, so that a resumed training goes on where it was. ``val_loss`` and ``test_loss`` are taken at the final factor,
-    so that epochs can be compared; ``val_nll`` does not depend on it and is the one to monitor.
+    optimizer steps, or over ``annealing_epochs`` epochs, and is logged as ``reg_factor``. It follows the Trainer's counters, so a
+    resumed training continues correctly. ``val_loss`` and ``test_loss`` use the final factor, so that epochs are comparable;
+    ``val_nll`` does not depend on the factor and is the metric to monitor.
 
     Args:
-        num_classes: C. None takes it from the network's output; given, the output is checked against it.
+        num_classes: C. If given, the output is checked against it; None takes it from the network's output.
         loss: ``"evidential"`` (Sensoy et al., sum of squares; ``"nll"`` and ``"cross_entropy"`` are its two other risks),
             ``"maxnorm"`` (Tsiligkaridis), ``"r_edl"`` and ``"re_edl"`` (Chen et al.), ``"i_edl"`` (Deng et al.).
         evidence: ``"clamped_exp"``, ``"softplus"``, ``"relu"`` (which cannot learn from a sample whose raw outputs are all
             negative), or a function.
-        annealing_steps: Optimizer steps until the factor is at its maximum; 0 begins there.
-        annealing_epochs: Epochs, instead of steps.
-        max_reg_factor: The final factor. None: 1 for the evidential losses, 0.1 for max-norm, 0 for Re-EDL. For max-norm that
-            departs from the original's example, which goes to 1: reached within 140 steps on eight digits, 1 leaves two of
-            them without any prediction and an accuracy of 0.62, against 0.98 with 0.1. Many classes (64, say) may need less
-            than 1 with the evidential loss, too.
+        annealing_steps: Optimizer steps until the factor reaches its maximum; 0 starts at the maximum.
+        annealing_epochs: Number of epochs, instead of steps.
+        max_reg_factor: The final factor. None: 1 for the evidential losses, 0.1 for max-norm, 0 for Re-EDL. The original example of
+            max-norm goes to 1. On eight digits, reaching 1 within 140 steps leaves two classes without any prediction and an accuracy
+            of 0.62, against 0.98 with 0.1. With many classes (64, say), the evidential loss may also need a factor below 1.
         class_weights: One weight per class.
-        ignore_index: The label of positions that do not count; None if all of them count.
-        loss_arguments: More arguments of the loss: ``p_norm``, ``fisher``, ``prior``, ``fisher_factor``; see
+        ignore_index: The label of positions that do not count; None if all count.
+        loss_arguments: Further arguments of the loss: ``p_norm``, ``fisher``, ``prior``, ``fisher_factor``; see
             :mod:`lightning_uq.losses.evidential`.
 
     Raises:
-        InputError: A field is not as above.
+        InputError: A field is out of range or unknown.
 
     Example:
         >>> import torch
@@ -110,7 +109,7 @@ class EvidentialClassification(ClassTask):
             if value is not None:
                 check_at_least(name, value, 0)
         object.__setattr__(self, "class_weights", checked_weights(self.class_weights, self.num_classes))
-        _ = self._evidence_loss  # a wrong argument is an error now
+        _ = self._evidence_loss  # raises for a wrong argument now rather than in the first step
 
     @cached_property
     def _evidence_loss(self) -> EvidenceLoss:
@@ -120,7 +119,7 @@ class EvidentialClassification(ClassTask):
         if reserved:
             raise InputError(f"`loss_arguments` must not hold {sorted(reserved)[0]!r}: the task has a field for it.")
         ignored = NO_LABEL if self.ignore_index is None else self.ignore_index
-        # The checks of the task have looked at the labels, and evidence of ours is not negative.
+        # The task has checked the labels, and the package's evidence functions are not negative.
         given: dict[str, Any] = {"reg_factor": self.final_reg_factor, "validate_args": False, "ignore_index": ignored}
         try:
             return kind(self.evidence, reduction="none", **given, **arguments, **own)
@@ -131,11 +130,11 @@ class EvidentialClassification(ClassTask):
 
     @property
     def final_reg_factor(self) -> float:
-        """The regularizer's factor once it is annealed."""
+        """The regularizer's factor after annealing."""
         return _LOSSES[self.loss][2] if self.max_reg_factor is None else self.max_reg_factor
 
     def reg_factor(self, progress: Progress | None = None) -> float:
-        """The regularizer's factor at a point of the training; the final one outside a training."""
+        """The regularizer's factor at a point of the training; outside a training, the final factor."""
         if progress is None:
             return self.final_reg_factor
         done, end = self._done_and_end(progress)
@@ -146,17 +145,17 @@ class EvidentialClassification(ClassTask):
             return progress.epoch, self.annealing_epochs
         return progress.step, self.annealing_steps
 
-    # ------------------------------------------------------------------ what a task answers
+    # ------------------------------------------------------------------ the interface of a task
 
     def predict(self, outputs: Tensor) -> DirichletPrediction:
         """One Dirichlet per hypothesis: concentration = evidence + prior."""
         prior = self._evidence_loss.prior
         concentration = self._evidence_loss.concentration(outputs)
         weight = None if prior == 1 else concentration.new_tensor(prior)
-        return DirichletPrediction.of_checked(concentration=concentration, prior=weight)  # evidence is not negative
+        return DirichletPrediction.of_checked(concentration=concentration, prior=weight)  # evidence is never negative
 
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of raw outputs [B, C, ...] under the regularizer's present factor; the counts are the labels' weights."""
+        """The loss of raw outputs [B, C, ...] with the regularizer's current factor; the counts are the labels' weights."""
         output = counted_outputs(output, target, self.ignore_index)
         losses: Tensor = self._evidence_loss(output, target, self.reg_factor(progress))
         ignored = self._evidence_loss.ignore_index
@@ -164,7 +163,7 @@ class EvidentialClassification(ClassTask):
         return sums_and_counts(losses * counts, counts)
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """A classifier's metrics of the Dirichlet's mean, and the number of classes that are never predicted."""
+        """Classification metrics of the Dirichlet's mean, and the number of classes that are never predicted."""
         return {**super().metrics(stage), "unpredicted_classes": UnpredictedClasses()}
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
@@ -172,7 +171,7 @@ class EvidentialClassification(ClassTask):
         return counted_rows(prediction, target, self.ignore_index)
 
     def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """One row per input: maps stay whole, with a label of -1 where a position does not count."""
+        """One row per input: maps stay whole, with label -1 at positions that do not count."""
         if not prediction.map_shape:
             return self.rows(prediction, target)
         return prediction, marked_labels(target, self.ignore_index)
@@ -182,7 +181,7 @@ class EvidentialClassification(ClassTask):
         return counted_positions(target, self.ignore_index)
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Raw outputs [Z, B, C, ...] with C >= 2."""
+        """Check for raw outputs [Z, B, C, ...] with C >= 2."""
         self._check_classes(outputs, values)
 
     def logged(self, progress: Progress) -> Mapping[str, float]:
@@ -190,7 +189,7 @@ class EvidentialClassification(ClassTask):
         return {"reg_factor": self.reg_factor(progress)}
 
     def review(self, metrics: Mapping[str, Any], progress: Progress | None) -> None:
-        """Warn of classes that are never predicted, once the annealing is over."""
+        """Warn of classes that are never predicted, after the annealing."""
         if progress is not None:
             done, end = self._done_and_end(progress)
             if done < end:
@@ -198,7 +197,7 @@ class EvidentialClassification(ClassTask):
         missing = metrics["unpredicted_classes"].classes()
         if missing:
             rank_zero_warn(
-                f"Classes {missing} of the validation data are never predicted. The evidence for a class can die: try a "
+                f"Classes {missing} of the validation data are never predicted. The evidence for a class can die out: try a "
                 f"smaller `max_reg_factor` than {self.final_reg_factor:g}, a longer annealing, or evidence='clamped_exp'."
             )
 

@@ -1,4 +1,4 @@
-"""Numbers whose outputs are a normal-inverse-gamma: a Student-t per target."""
+"""Numeric targets with a normal-inverse-gamma as output: a Student-t per target."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,20 +26,20 @@ from lightning_uq.tasks.target_scale import (
 
 @dataclass(frozen=True)
 class EvidentialRegression(RegressionTask):
-    """Targets [B, D] under a normal-inverse-gamma per hypothesis: raw outputs [Z, B, 4 D], or [Z, B, 3 D] for ``"meinert"``.
+    """Targets [B, D] with a normal-inverse-gamma per hypothesis: raw outputs [Z, B, 4 D], or [Z, B, 3 D] for ``"meinert"``.
 
-    What it calls epistemic is a *relative* score: the data do not determine nu, so the regularizer and the optimizer set its
-    level (Meinert et al.). The Student-t itself is a likelihood like any other.
+    Its epistemic uncertainty is a *relative* score: the data do not determine nu, so the regularizer and the optimizer set its
+    level (Meinert et al.). The Student-t itself is an ordinary likelihood.
 
     Args:
         loss: ``"amini"``, ``"scaled"`` or ``"meinert"``; see
             :func:`~lightning_uq.losses.evidential_regression.evidential_regression_loss`.
         reg_factor: Weight of the loss's regularizer.
-        target_scale: Mean and standard deviation of the targets, each a number or one number per dimension: the network then works in
+        target_scale: Mean and standard deviation of the targets, each a number or one number per dimension. The network then works in
             standardised units, as in :class:`~lightning_uq.tasks.Regression`.
 
     Raises:
-        InputError: A field is not as above.
+        InputError: A field is out of range or unknown.
 
     Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600); Meinert et al., AAAI 2023 (arXiv 2205.10060).
 
@@ -63,7 +63,7 @@ class EvidentialRegression(RegressionTask):
         object.__setattr__(self, "target_scale", checked_scale(self.target_scale))
 
     @property
-    def outputs_per_target(self) -> int:  # type: ignore[override]  # the loss says it
+    def outputs_per_target(self) -> int:  # type: ignore[override]  # depends on the loss
         """Four, or three for ``"meinert"``."""
         return NUM_BLOCKS[self.loss]
 
@@ -76,7 +76,7 @@ class EvidentialRegression(RegressionTask):
         )
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Outputs [Z, B, k D] for as many dimensions as ``target_scale`` has."""
+        """Check for outputs [Z, B, k D], with as many dimensions as ``target_scale``."""
         super().check_output(outputs, values=values)
         check_scale_dims(self.target_scale, outputs.shape[-1] // self.outputs_per_target)
 

@@ -1,4 +1,4 @@
-"""Several labels per input, each on or off: a sigmoid per label."""
+"""Several binary labels per input: a sigmoid per label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,17 +34,17 @@ from lightning_uq.tasks.row_scores import label_row_scores
 
 @dataclass(frozen=True)
 class Multilabel(Task):
-    """L labels per input, logits [Z, B, L] and targets [B, L] of any dtype; the labels are independent given the index.
+    """L binary labels per input: logits [Z, B, L] and targets [B, L] of any dtype. Labels are independent given the index.
 
-    The loss is the mean over all known labels of the batch. An unknown label, NaN or ``ignore_index``, counts neither in the loss
-    nor in the metrics.
+    The loss is the mean over all known labels of the batch. Unknown labels (NaN or ``ignore_index``) count neither in the loss nor
+    in the metrics.
 
     Args:
-        num_labels: L. None takes it from the network's output; given, the output is checked against it.
-        ignore_index: A value that stands for an unknown label; NaN always does.
+        num_labels: L. If given, the output is checked against it; None takes it from the network's output.
+        ignore_index: A value that marks unknown labels, in addition to NaN.
         loss: ``"bce"``, or ``"focal"``; see :func:`~lightning_uq.losses.label_losses`.
-        pos_weight: Weight of labels that are on in the loss, as ``BCEWithLogitsLoss`` has it: a number, or one per label.
-        label_smoothing: Share s of the smoothed target (1 - s) y + s / 2, in [0, 1].
+        pos_weight: Weight of label 1 in the loss, as in ``BCEWithLogitsLoss``: a number, or one per label.
+        label_smoothing: Factor s in [0, 1]; the smoothed target is (1 - s) y + s / 2.
         focal_gamma: Exponent of the focal loss.
 
     Raises:
@@ -84,7 +84,7 @@ class Multilabel(Task):
 
     @property
     def num_outputs(self) -> int | None:
-        """L, where it was given."""
+        """L, if given."""
         return self.num_labels
 
     def predict(self, outputs: Tensor) -> BernoulliPrediction:
@@ -105,7 +105,7 @@ class Multilabel(Task):
         return sums_and_counts(losses, (~labels.isnan()).to(losses.dtype))
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """AUROC, NLL, ECE and accuracy, means over the labels; in a test the average precision and the Brier score as well."""
+        """AUROC, NLL, ECE and accuracy, as means over the labels; for a test also the average precision and the Brier score."""
         found: dict[str, Metric] = {
             "auroc": LabelAUROC(validate_args=False),
             "nll": LabelNLL(validate_args=False),
@@ -121,17 +121,17 @@ class Multilabel(Task):
         return {**found, **further}
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Logits [Z, B, L]."""
+        """Check for logits [Z, B, L]."""
         if outputs.ndim != 3 or not outputs.shape[2]:
             raise OutputShapeError(
                 f"A network for Multilabel() must return one logit per label, [B, L], but it returned shape "
-                f"{list(outputs.shape[1:])}. Pass `task=Binary()` for a single label, or argument `output` a function that picks the "
-                "logits."
+                f"{list(outputs.shape[1:])}. Pass `task=Binary()` for a single label, or a function that picks the logits "
+                "as `output`."
             )
         if self.num_labels is not None and outputs.shape[2] != self.num_labels:
             raise InputError(
                 f"The network must return {self.num_labels} logits (`num_labels` of the task), but it returned "
-                f"{outputs.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
+                f"{outputs.shape[2]} numbers, perhaps features. Pass a function that computes the logits as `output`."
             )
         if isinstance(self.pos_weight, tuple) and outputs.shape[2] != len(self.pos_weight):
             raise InputError(
@@ -142,7 +142,7 @@ class Multilabel(Task):
             warn_of_probabilities(outputs)
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Labels [B, L] that are 0 or 1, a probability in between, or unknown."""
+        """Check for labels [B, L] that are 0, 1, a probability, or unknown."""
         expected = outputs.shape[1:3]
         if target.is_complex() or target.shape != expected:
             advice = " Pass `task=Classification()` for one class per input." if target.ndim == 1 else ""
@@ -151,23 +151,21 @@ class Multilabel(Task):
                 f"{list(target.shape)}.{advice}"
             )
         if values:
-            unknown = (
-                "" if self.ignore_index is not None else " Pass `ignore_index` if a value stands for an unknown label."
-            )
+            unknown = "" if self.ignore_index is not None else " Pass `ignore_index` if a value marks unknown labels."
             check_label_values(known_labels(target, self.ignore_index), unknown.strip())
 
     def accepts(self, target: Tensor) -> str | None:
-        """Labels [B, L] are 0, 1 or unknown."""
+        """The reason why targets are not labels [B, L] that are 0, 1 or unknown, or None."""
         labels = known_labels(target, self.ignore_index)
         fits = target.ndim == 2 and bool(((labels == 0) | (labels == 1) | labels.isnan()).all())
-        return None if fits else "the targets are no labels [B, L] that are 0 or 1"
+        return None if fits else "the targets are not labels [B, L] that are 0 or 1"
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """Labels [B, L] with NaN where one is unknown."""
+        """Labels [B, L], with NaN for unknown labels."""
         return prediction, known_labels(target, self.ignore_index)
 
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Negative log-likelihood and Brier score, means over the known labels, and the logits and labels themselves."""
+        """Negative log-likelihood and Brier score as means over the known labels, and the logits and labels themselves."""
         return label_row_scores(*self.rows(prediction, target))
 
     def row_positions(self, target: Tensor) -> Tensor:
@@ -175,7 +173,7 @@ class Multilabel(Task):
         return (~known_labels(target, self.ignore_index).isnan()).reshape(-1).nonzero().squeeze(1)
 
     def calibration_rows(self, prediction: Any, target: Tensor) -> CalibrationRows:
-        """Every known label as a row over the logits [0, l], and which label it is."""
+        """Every known label as a row over the logits [0, l], and the number of its label."""
         labels = known_labels(target, self.ignore_index)
         known = ~labels.isnan()
         logits = prediction.calibration_logits[:, known]

@@ -1,4 +1,4 @@
-"""Tasks by name, for YAML and for short calls, and as plain data, for files."""
+"""Tasks by name, for YAML and short calls, and as plain data, for files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ TASKS: dict[str, type[Task]] = {
     "evidential_classification": EvidentialClassification,
     "evidential_regression": EvidentialRegression,
 }
-"""The tasks that a plain string names; each is built with its defaults."""
+"""The tasks by their names in strings; each is built with its defaults."""
 
 
 _UNSUPPORTED = {
@@ -39,10 +39,10 @@ _UNSUPPORTED = {
 
 
 def task_of(value: Any) -> Task:
-    """The task itself, or the one that a string names.
+    """A task itself, or the task that a string names.
 
     Raises:
-        InputError: It is neither.
+        InputError: The value is neither a task nor the name of one.
 
     Example:
         >>> task_of("evidential_regression").ood_score
@@ -56,17 +56,17 @@ def task_of(value: Any) -> Task:
         if isinstance(value, str) and value.lower() in names:
             raise InputError(
                 f"`task` {value!r} is not supported: no task here has a likelihood of {kind}. Subclass Task with your own, or use "
-                "'classification' or 'regression' if that is a fair description of the targets."
+                "'classification' or 'regression' if that describes the targets well."
             )
     raise InputError(f"`task` must be a Task, or one of {', '.join(map(repr, TASKS))}, but it is {value!r}.")
 
 
 def task_for(data: TaskData) -> Task:
-    """The task of a data module's targets, with what the data say of it.
+    """The task for a data module's targets, with the fields that the data determine.
 
     Returns:
         ``Classification(num_classes=...)``, ``Binary()``, ``Multilabel(num_labels=...)``, ``Segmentation(num_classes=...,
-        ignore_index=...)`` or ``Regression(target_scale=...)``, with the defaults of all other fields.
+        ignore_index=...)`` or ``Regression(target_scale=...)``, with defaults for all other fields.
 
     Example:
         >>> from lightning_uq.data import DigitsDataModule
@@ -83,7 +83,7 @@ _OF_THIS_PACKAGE: dict[str, type[Task]] = {
 
 
 def task_to_config(task: Task) -> dict[str, Any] | None:
-    """A task as plain data, from which :func:`task_from_config` builds it; None for your own, and where a field is a function.
+    """A task as plain data, from which :func:`task_from_config` builds it. None for a task of your own, or if a field is a function.
 
     Example:
         >>> task_to_config(Multilabel(num_labels=3))["init_args"]["num_labels"]
@@ -98,7 +98,7 @@ def task_to_config(task: Task) -> dict[str, Any] | None:
 
 
 def task_from_config(config: Mapping[str, Any]) -> Task:
-    """Invert :func:`task_to_config`.
+    """Build a task from the output of :func:`task_to_config`.
 
     Raises:
         InputError: This version has no such task, or it takes other arguments.

@@ -14,14 +14,14 @@ from lightning_uq.tasks.row_scores import number_map_scores
 
 @dataclass(frozen=True)
 class PixelRegression(Regression):
-    """D numbers per position of a map: outputs [Z, B, k D, *P] and targets [B, D, *P], or [B, *P] where D = 1.
+    """D numbers per position of a map: outputs [Z, B, k D, *P] and targets [B, D, *P], or [B, *P] if D = 1.
 
-    P is one, two or three axes. Heads and losses are those of :class:`Regression`; the k blocks of D channels lie side by side in
+    P is one, two or three axes. Heads and losses are those of :class:`Regression`; the k blocks of D channels are side by side in
     the channel axis. Every position is a row: the loss is the mean over all known targets of the batch, and the metrics count each
-    position once. NaN marks a missing target, as pixels without a depth are.
+    position once. NaN marks a missing target, such as a pixel without a depth.
 
     Args:
-        head: What the outputs mean; see :class:`Regression`, as for all others.
+        head: What the outputs mean; see :class:`Regression` for this and the other arguments.
         loss: Name of the loss; None takes the head's default.
         levels: Levels in (0, 1) of the quantiles, in increasing order.
         components: K of the mixture.
@@ -46,7 +46,7 @@ class PixelRegression(Regression):
         return super().predict(outputs.movedim(2, -1)).as_maps()
 
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """Sums of the losses of each image's known targets, and their number."""
+        """Sum and number of the losses of each image's known targets."""
         return super().sample_losses(output.movedim(1, -1), _channels_last(target, output.ndim), progress)
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
@@ -56,11 +56,11 @@ class PixelRegression(Regression):
         return super().rows(maps.as_rows(), last.reshape(-1, maps.target_shape[1]))
 
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Those of numbers, as means over the positions of each map."""
+        """The row scores of numbers, as means over the positions of each map."""
         return number_map_scores(*self.rows(prediction, target), len(target))
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Outputs [Z, B, k D, *P], k channels per target."""
+        """Check for outputs [Z, B, k D, *P], k channels per target."""
         k = self.outputs_per_target
         if outputs.ndim < 4 or outputs.shape[2] == 0 or outputs.shape[2] % k:
             raise OutputShapeError(
@@ -71,7 +71,7 @@ class PixelRegression(Regression):
         super().check_output(outputs.movedim(2, -1), values=values)
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Targets are floating-point maps [B, D, *P], finite or NaN."""
+        """Check for floating-point maps [B, D, *P], finite or NaN."""
         shape = outputs.shape[1:]
         expected = [shape[0], shape[1] // self.outputs_per_target, *shape[2:]]
         if target.is_floating_point() and list(target.shape) != expected:
@@ -85,12 +85,12 @@ class PixelRegression(Regression):
         super().check_target(_channels_last(target, outputs.ndim - 1), outputs.movedim(2, -1), values=values)
 
     def _advice(self) -> str:
-        """The sentence of an error that names a task for maps of means alone, with a space behind it."""
+        """For an error: a sentence with the task for maps that contain only means, and a trailing space."""
         if self.outputs_per_target == 1:
             return ""
-        return "If it returns the D means alone, pass `task=PixelRegression(head='mean')`. "
+        return "If it returns only the D means, pass `task=PixelRegression(head='mean')`. "
 
 
 def _channels_last(target: Tensor, ndim: int) -> Tensor:
-    """A target [B, D, *P] with its channels last; [B, *P] stays as it is."""
+    """A target [B, D, *P] with its channels last; [B, *P] stays unchanged."""
     return target.movedim(1, -1) if target.ndim == ndim else target

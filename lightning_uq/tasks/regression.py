@@ -1,4 +1,4 @@
-"""Numbers as targets."""
+"""Numeric targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ LossName = Literal[
 
 @dataclass(frozen=True)
 class Regression(RegressionTask):
-    """Targets [B, D], or [B, H, D] of a horizon; the head says what the network's k D outputs per target mean.
+    """Targets [B, D], or [B, H, D] over a horizon; the head defines what the network's k D outputs mean.
 
     | head | outputs | losses, the default first | prediction |
     |---|---|---|---|
@@ -52,14 +52,14 @@ class Regression(RegressionTask):
     | ``"student_t"`` | locations, raw scales, raw degrees of freedom: k = 3 | ``"student_t_nll"`` | :class:`StudentTMixturePrediction` |
     | ``"mixture"`` | logits, means, raw variances of K components: k = 3 K | ``"mixture_nll"`` | :class:`MixtureDensityPrediction` |
 
-    The k blocks of D numbers lie side by side on the last axis. Raw variances and scales go through a softplus. Outputs [B] of
-    head ``"mean"`` are read as [B, 1], and a target may lack its last axis where D = 1. A network whose quantiles cross needs no
-    change: the loss takes them as they are, and predictions sort them. NaN marks a missing target. The loss of a batch is the mean
-    over its known targets.
+    The k blocks of D numbers are side by side on the last axis. Raw variances and scales go through a softplus. Outputs [B] of
+    head ``"mean"`` are read as [B, 1], and a target may lack its last axis if D = 1. Crossing quantiles are allowed: the loss takes
+    them as they are, and predictions sort them. NaN marks a missing target. The loss of a batch is the mean over its known
+    targets.
 
-    With ``target_scale=(mean, std)`` the network works in standardised units, while the batches hold targets in your units. The
-    task standardises them for the loss, so ``train_loss`` and ``val_loss`` are in standardised units. Predictions and all other
-    metrics are in your units. A module's own argument ``loss`` gets raw outputs and targets in your units.
+    With ``target_scale=(mean, std)`` the network works in standardised units, while batches and predictions are in your units. The
+    task standardises targets for the loss, so ``train_loss`` and ``val_loss`` are in standardised units; all other metrics are in
+    your units. A module's own argument ``loss`` gets raw outputs, and targets in your units.
 
     Args:
         head: What the outputs mean.
@@ -113,46 +113,46 @@ class Regression(RegressionTask):
 
     @property
     def loss_name(self) -> str:
-        """The loss: the one asked for, or the head's default."""
+        """The name of the loss: the given one, or the head's default."""
         return self._head.losses[0] if self.loss is None else self.loss
 
     @property
-    def has_likelihood(self) -> bool:  # type: ignore[override]  # the loss says it
+    def has_likelihood(self) -> bool:  # type: ignore[override]  # depends on the loss
         """Whether the loss is a negative log-density."""
         return self.loss_name in self._head.likelihoods
 
     @property
-    def needs_members(self) -> bool:  # type: ignore[override]  # the head says it
-        """Whether all scores are spreads of several hypotheses: those of ``"mean"``."""
+    def needs_members(self) -> bool:  # type: ignore[override]  # depends on the head
+        """Whether all scores measure the spread of several hypotheses, as for ``"mean"``."""
         return self._head.needs_members
 
     @property
-    def outputs_per_target(self) -> int:  # type: ignore[override]  # the head says it
-        """Numbers k that the network returns for each target."""
+    def outputs_per_target(self) -> int:  # type: ignore[override]  # depends on the head
+        """Number k of outputs per target."""
         return self._head.outputs_per_target(self)
 
     @property
-    def layout(self) -> str:  # type: ignore[override]  # likewise
-        """What they are."""
+    def layout(self) -> str:  # type: ignore[override]  # depends on the head
+        """Their meaning and order."""
         return self._head.layout
 
     @property
-    def ood_score(self) -> str:  # type: ignore[override]  # likewise
+    def ood_score(self) -> str:  # type: ignore[override]  # depends on the head
         """The head's default score."""
         return self._head.ood_score
 
     @property
-    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # likewise
+    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the head
         """The scores of the head's predictions."""
         return self._head.prediction.score_names
 
     @property
-    def metric_on_bar(self) -> str:  # type: ignore[override]  # likewise
+    def metric_on_bar(self) -> str:  # type: ignore[override]  # depends on the head
         """The validation metric that the progress bar shows."""
         return self._head.metric_on_bar
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Those of the head: errors of a mean, losses and coverage of quantiles, or scores of a distribution."""
+        """The head's metrics: errors of a mean, losses and coverage of quantiles, or scores of a distribution."""
         found = self._head.metrics(self, stage)
         return super().metrics(stage) if found is None else found
 
@@ -162,18 +162,18 @@ class Regression(RegressionTask):
         return self._head.predict(outputs, self, *scale_tensors(self.target_scale, outputs))
 
     def losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> Tensor:
-        """The loss of each target, in standardised units where there is a ``target_scale``."""
+        """The loss of each target, in standardised units if there is a ``target_scale``."""
         output = upcast(self._with_targets(output, 2))
         return self._head.loss(output, standardized_target(self.target_scale, target), self)
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Outputs [Z, B, k D], or [Z, B] for one number per input."""
+        """Check for outputs [Z, B, k D], or [Z, B] for one number per input."""
         outputs = self._with_targets(outputs, 3)
         super().check_output(outputs, values=values)
         check_scale_dims(self.target_scale, outputs.shape[-1] // self.outputs_per_target)
 
     def _with_targets(self, outputs: Tensor, ndim: int) -> Tensor:
-        """Outputs with their last axis, which one number per input may lack."""
+        """Outputs with their last axis, which may be missing for one number per input."""
         return outputs.unsqueeze(-1) if self.outputs_per_target == 1 and outputs.ndim == ndim - 1 else outputs
 
     def _target_shape(self, output: Tensor) -> torch.Size:

@@ -1,4 +1,4 @@
-"""The heads of a regression: what the outputs for one target are, one class per head."""
+"""The heads of a regression, one class per head: the meaning of the outputs for one target."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 class Head(ABC):
-    """What the k D outputs of a network mean, and which losses fit them.
+    """The meaning of a network's k D outputs, and the losses that fit them.
 
     Attributes:
-        losses: Names of its losses, the default first.
-        likelihoods: Those that are negative log-densities.
+        losses: Names of the head's losses, the default first.
+        likelihoods: The losses that are negative log-densities.
         layout: What the k D numbers are, for the error message.
-        prediction: The type of its predictions.
-        ood_score: Its default out-of-distribution score.
+        prediction: The type of the predictions.
+        ood_score: The default out-of-distribution score.
         metric_on_bar: The validation metric that the progress bar shows.
-        needs_members: Whether all its scores are spreads of several hypotheses.
+        needs_members: Whether all scores measure the spread of several hypotheses.
     """
 
     losses: ClassVar[tuple[str, ...]]
@@ -56,18 +56,18 @@ class Head(ABC):
 
     @abstractmethod
     def outputs_per_target(self, task: "Regression") -> int:
-        """Numbers k for each target."""
+        """Number k of outputs per target."""
 
     @abstractmethod
     def predict(self, outputs: Tensor, task: "Regression", shift: Tensor, scale: Tensor) -> NumberPrediction:
-        """The prediction of outputs [Z, B, ..., k D] in units of ``scale`` [D] about ``shift`` [D]."""
+        """The prediction from outputs [Z, B, ..., k D], rescaled by ``scale`` [D] and shifted by ``shift`` [D]."""
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor, task: "Regression") -> Tensor:
         """The loss [B, ..., D] of outputs [B, ..., k D] and targets [B, ..., D] in the same units."""
 
     def metrics(self, task: "Regression", stage: Stage) -> dict[str, Metric] | None:
-        """The metrics of the head; None for those of a distribution."""
+        """The metrics of the head; None for the metrics of a distribution."""
         return None
 
 
@@ -93,7 +93,7 @@ class MeanHead(Head):
         return point_loss(output, target, task.loss_name, reduction="none")
 
     def metrics(self, task: "Regression", stage: Stage) -> dict[str, Metric]:
-        """RMSE and MAE: one network has no more."""
+        """RMSE and MAE: one network gives no others."""
         return {"rmse": RMSE(validate_args=False), "mae": MAE(validate_args=False)}
 
 
@@ -119,7 +119,7 @@ class MeanVarianceHead(Head):
         return GaussianMixturePrediction(shift + scale * mean, scale.square() * variance)
 
     def loss(self, output: Tensor, target: Tensor, task: "Regression") -> Tensor:
-        """The likelihood, or a loss that fits means better."""
+        """The likelihood, or a loss that fits the means better."""
         mean, variance = self.split(output)
         if task.loss_name == "beta_nll":
             return beta_nll_loss(mean, variance, target, task.beta, reduction="none")
@@ -151,7 +151,7 @@ class QuantilesHead(Head):
         return len(task.levels)
 
     def predict(self, outputs: Tensor, task: "Regression", shift: Tensor, scale: Tensor) -> QuantilePrediction:
-        """The quantiles of each hypothesis; ones that cross are sorted."""
+        """The quantiles of each hypothesis, sorted if they cross."""
         raw = split_quantiles(outputs, len(task.levels))
         quantiles = shift.unsqueeze(-1) + scale.unsqueeze(-1) * raw.sort(-1).values
         levels = torch.tensor(task.levels, dtype=quantiles.dtype, device=quantiles.device)
@@ -162,7 +162,7 @@ class QuantilesHead(Head):
         return pinball_loss(split_quantiles(output, len(task.levels)), target, task.levels, reduction="none")
 
     def metrics(self, task: "Regression", stage: Stage) -> dict[str, Metric]:
-        """Pinball loss, and the MAE where the levels reach the median; in a test the outermost central interval as well."""
+        """Pinball loss, and the MAE if the levels include the median; for a test also the outermost central interval."""
         found: dict[str, Metric] = {"pinball": PinballLoss(task.levels, validate_args=False)}
         if task.levels[0] <= 0.5 <= task.levels[-1]:
             found["mae"] = MAE(validate_args=False)

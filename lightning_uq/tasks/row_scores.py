@@ -1,4 +1,4 @@
-"""Scores of each test row, which a comparison averages and draws: see :meth:`~lightning_uq.tasks.base.Task.row_scores`."""
+"""Scores of each test row, which a comparison averages and plots: see :meth:`~lightning_uq.tasks.base.Task.row_scores`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ from lightning_uq.metrics.labels import label_rows
 from lightning_uq.predictions import ClassProbabilities, LabelProbabilities, NumberPrediction
 
 INTERVAL_LEVEL = 0.9
-"""Share of probability in the intervals that are scored."""
+"""Nominal coverage of the scored intervals."""
 
 NUM_BINS = 15
-"""Bins of a calibration error."""
+"""Number of bins of a calibration error."""
 
 
 def class_row_scores(prediction: ClassProbabilities, target: Tensor) -> dict[str, Tensor]:
@@ -40,13 +40,13 @@ def class_row_scores(prediction: ClassProbabilities, target: Tensor) -> dict[str
         "correct": prediction.label == target,
         "nll": -widen(prediction.log_prob(target)),
         "brier": (probs - hit).square().sum(1),
-        "confidence": prediction.confidence,  # in its own dtype, in which it may lie on the edge of a bin
+        "confidence": prediction.confidence,  # in its own dtype: a conversion could move it across a bin's edge
         "certainty": certainty(prediction.log_probs),
     }
 
 
 def binary_row_scores(prediction: ClassProbabilities, target: Tensor) -> dict[str, Tensor]:
-    """Those of :func:`class_row_scores`, the logit [N] of the label 1 as ``positive_logit``, and whether it is the label as ``is_positive``.
+    """The scores of :func:`class_row_scores`, the logit [N] of label 1 as ``positive_logit``, and the label as ``is_positive``.
 
     Args:
         prediction: A prediction of two classes with one row per label.
@@ -67,14 +67,14 @@ def binary_row_scores(prediction: ClassProbabilities, target: Tensor) -> dict[st
 
 
 def label_row_scores(prediction: LabelProbabilities, target: Tensor) -> dict[str, Tensor]:
-    """Scores of several labels per row: ``nll`` and ``brier`` [N], means over the known labels, whose number is ``num_outcomes`` [N].
+    """Scores of several labels per row: ``nll`` and ``brier`` [N], means over the ``num_outcomes`` [N] known labels.
 
-    ``label_logits`` and ``labels`` [N, L] are the pooled logits and the targets, -1 where a label is unknown. A row without a known label has NaN
-    as its means.
+    ``label_logits`` and ``labels`` [N, L] are the pooled logits and the targets, with -1 for unknown labels. The means of a row
+    without known labels are NaN.
 
     Args:
         prediction: A prediction of L labels.
-        target: The labels [N, L]; NaN marks an unknown one.
+        target: The labels [N, L]; NaN marks unknown labels.
 
     Example:
         >>> from lightning_uq.predictions import BernoulliPrediction
@@ -97,15 +97,15 @@ def label_row_scores(prediction: LabelProbabilities, target: Tensor) -> dict[str
 
 
 def map_row_scores(prediction: ClassProbabilities, target: Tensor) -> dict[str, Tensor]:
-    """Scores [B, ...] of maps of classes, each map a row: means over its positions, and sums for metrics that are no means.
+    """Scores [B, ...] of class maps, one map per row: means over its positions, and sums for metrics that are not means.
 
-    ``correct``, ``nll`` and ``brier`` [B] are means over the counted positions, whose number is ``num_outcomes`` [B]; a map without one has NaN.
+    ``correct``, ``nll`` and ``brier`` [B] are means over the ``num_outcomes`` [B] positions that count, NaN for a map without one.
     ``intersection`` and ``union`` [B, C] count positions, and ``bins`` [B, 3, K] are those of
     :func:`~lightning_uq.functional.calibration.bin_statistics` with K = 15.
 
     Args:
         prediction: A prediction of maps.
-        target: Class indices [B, *P]; -1 does not count.
+        target: Class indices [B, *P]; positions with -1 do not count.
 
     Example:
         >>> from lightning_uq.predictions import CategoricalPrediction
@@ -137,16 +137,16 @@ def map_row_scores(prediction: ClassProbabilities, target: Tensor) -> dict[str, 
 
 
 def number_row_scores(prediction: NumberPrediction, target: Tensor) -> dict[str, Tensor]:
-    """Scores [N] of predicted numbers, in the units of the targets: those that the prediction has.
+    """Scores [N] of predicted numbers in the units of the targets, as far as the prediction has them.
 
     ``squared_error`` and ``absolute_error`` of the mean and the median, ``nll`` (summed over the D targets), ``crps``, and
-    ``interval_score_90``, ``covered_90`` and ``width_90`` of the central 90 % interval, or of the one that a conformal callback fitted. ``pit``
-    [N, D] is P(Y <= y). All but ``nll`` are means over the known targets of a row, whose number is ``num_targets``. ``num_outcomes`` is 1 where there
-    is any. A row without a known target has NaN.
+    ``interval_score_90``, ``covered_90`` and ``width_90`` of the central 90 % interval, or of the interval of a conformal callback.
+    ``pit`` [N, D] is P(Y <= y). All but ``nll`` are means over the ``num_targets`` known targets of a row. ``num_outcomes`` is 1 for
+    a row with known targets; the scores of other rows are NaN.
 
     Args:
         prediction: A prediction of targets [N, D], or [N, H, D] of a horizon.
-        target: The targets; NaN marks a missing one.
+        target: The targets; NaN marks missing targets.
 
     Example:
         >>> from lightning_uq.predictions import GaussianMixturePrediction
@@ -161,16 +161,16 @@ def number_row_scores(prediction: NumberPrediction, target: Tensor) -> dict[str,
     def mean(values: Tensor) -> Tensor:
         return _mean_where(known.flatten(1), widen(values).flatten(1))
 
-    center = _answer(lambda: prediction.mean)
+    center = _if_determined(lambda: prediction.mean)
     scores: dict[str, Tensor] = {"num_targets": known.flatten(1).sum(1).float()}
     scores["num_outcomes"] = (scores["num_targets"] > 0).float()
     if center is not None:
         scores["squared_error"] = mean((widen(center) - wide).square())
     scores["absolute_error"] = mean((widen(prediction.point) - wide).abs())
     for name, found in (
-        ("nll", _answer(lambda: -widen(prediction.log_prob(target)))),
-        ("crps", _answer(lambda: mean(prediction.crps(target)))),
-        ("pit", _answer(lambda: widen(prediction.cdf(target)).where(known, torch.nan).flatten(1))),
+        ("nll", _if_determined(lambda: -widen(prediction.log_prob(target)))),
+        ("crps", _if_determined(lambda: mean(prediction.crps(target)))),
+        ("pit", _if_determined(lambda: widen(prediction.cdf(target)).where(known, torch.nan).flatten(1))),
     ):
         if found is not None:
             scores[name] = found
@@ -185,9 +185,9 @@ def number_row_scores(prediction: NumberPrediction, target: Tensor) -> dict[str,
 
 
 def number_map_scores(prediction: NumberPrediction, target: Tensor, num: int) -> dict[str, Tensor]:
-    """Scores [B] of maps of numbers, each map a row: the means of :func:`number_row_scores` over its positions.
+    """Scores [B] of maps of numbers, one map per row: means of :func:`number_row_scores` over its positions.
 
-    ``num_outcomes`` is the number of positions with a known target, over which ``nll`` is a mean. ``pit`` is [B, P D].
+    ``nll`` is a mean over the ``num_outcomes`` positions with a known target. ``pit`` is [B, P D].
 
     Args:
         prediction: The positions as rows [B P, D].
@@ -215,20 +215,20 @@ def number_map_scores(prediction: NumberPrediction, target: Tensor, num: int) ->
 
 
 def _mean_where(counted: Tensor, values: Tensor) -> Tensor:
-    """Means [N] of the values [N, K] that count; NaN for a row without one."""
+    """Means [N] of the values [N, K] that count; NaN for a row without any."""
     return torch.where(counted, values, 0.0).sum(1) / counted.sum(1)
 
 
 def _interval(prediction: NumberPrediction) -> tuple[Tensor, Tensor] | None:
     if prediction.has("conformal_lower"):
         return prediction.conformal_lower, prediction.conformal_upper
-    found: tuple[Tensor, Tensor] | None = _answer(lambda: prediction.interval(INTERVAL_LEVEL))
+    found: tuple[Tensor, Tensor] | None = _if_determined(lambda: prediction.interval(INTERVAL_LEVEL))
     return found
 
 
-def _answer(question: Callable[[], Any]) -> Any:
-    """What a prediction answers; None where it refuses, because a mean or a few quantiles do not determine it."""
+def _if_determined(compute: Callable[[], Any]) -> Any:
+    """The result of a call to a prediction; None if it raises because a mean or a few quantiles do not determine it."""
     try:
-        return question()
+        return compute()
     except InputError:
         return None

@@ -19,11 +19,11 @@ def counted_positions(target: Tensor, ignore_index: int | None) -> Tensor:
     labels = target.reshape(-1)
     if ignore_index is None:
         return torch.arange(len(labels), device=labels.device)
-    return (labels.long() != ignore_index).nonzero().squeeze(1)  # the one look that waits for a GPU
+    return (labels.long() != ignore_index).nonzero().squeeze(1)  # the only step that waits for a GPU
 
 
 def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> tuple[Any, Tensor]:
-    """The positions of a map [B, C, *P] that count, as rows [N, C] with labels [N]."""
+    """The positions that count in a map [B, C, *P], as rows [N, C] with labels [N]."""
     rows: ClassProbabilities = prediction.as_rows()
     labels = target.reshape(-1)
     if ignore_index is None:
@@ -33,7 +33,7 @@ def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> t
 
 
 def marked_labels(target: Tensor, ignore_index: int | None) -> Tensor:
-    """Labels of any shape with -1 where one does not count."""
+    """Labels of any shape, with -1 for labels that do not count."""
     labels = target.long()
     return labels if ignore_index is None else torch.where(labels == ignore_index, -1, labels)
 
@@ -46,13 +46,13 @@ class Segmentation(Classification):
     the batch that count, and the metrics count each of them once.
 
     Args:
-        num_classes: C. None takes it from the network's output; given, the output is checked against it.
+        num_classes: C. If given, the output is checked against it; None takes it from the network's output.
         loss: ``"cross_entropy"`` or ``"focal"``.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
+        label_smoothing: Share of the target, in [0, 1], that is spread evenly over all classes.
         class_weights: One weight per class.
-        ignore_index: The label of positions that do not count, in the loss and in the metrics; None if all of them count.
-        class_axis: The axis of the classes in the network's output: 1 for [B, C, *P], or -1 for [B, *P, C], as the token
-            classifiers of Hugging Face have it. Predictions have it in axis 1 in both cases.
+        ignore_index: The label of positions that do not count in the loss and in the metrics; None if all count.
+        class_axis: The axis of the classes in the network's output: 1 for [B, C, *P], or -1 for [B, *P, C], as in the token
+            classifiers of Hugging Face. Predictions always have the classes in axis 1.
 
     Raises:
         InputError: A field is out of range.
@@ -95,7 +95,7 @@ class Segmentation(Classification):
         return super().sample_losses(self._classes_first(output, 1), target, progress)
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Accuracy, NLL, ECE and the mean IoU over the positions; in a test the Brier score as well."""
+        """Accuracy, NLL, ECE and mean IoU over the positions; for a test also the Brier score."""
         return {**ClassTask.metrics(self, stage), "miou": MeanIoU(validate_args=False)}
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
@@ -103,7 +103,7 @@ class Segmentation(Classification):
         return counted_rows(prediction, target, self.ignore_index)
 
     def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """The whole maps, with a label of -1 where a position does not count."""
+        """The whole maps, with label -1 at positions that do not count."""
         return prediction, marked_labels(target, self.ignore_index)
 
     def row_positions(self, target: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Segmentation(Classification):
         return counted_positions(target, self.ignore_index)
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Logits [Z, B, C, *P] with C >= 2 that are no probabilities."""
+        """Check for logits [Z, B, C, *P] with C >= 2 that are not probabilities."""
         if outputs.ndim < 4:
             raise OutputShapeError(
                 f"The network must return a map of logits [B, C, ...] for Segmentation, but it returned "
@@ -120,21 +120,21 @@ class Segmentation(Classification):
         self._check_classes(self._classes_first(outputs, 2), values)
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Labels are integers in [0, C) or ``ignore_index``, one per position of the output."""
+        """Check for integer labels in [0, C) or ``ignore_index``, one per position of the output."""
         positions = self._classes_first(outputs, 2).shape[3:]
         if self.class_axis == 1 and target.shape[1:] != positions and target.shape == outputs.shape[1:-1]:
             raise InputError(
-                f"The class labels have shape {list(target.shape)}, which fits outputs [B, ..., C] with the classes last: the "
+                f"The class labels have shape {list(target.shape)}, which fits outputs [B, ..., C] with the classes last, and the "
                 f"network returns {list(outputs.shape[1:])}. Pass `task=Segmentation(class_axis=-1)`."
             )
         super().check_target(target, self._classes_first(outputs, 2), values=values)
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """NaN, plus infinity, and positions that rule out every class."""
+        """NaN, plus infinity, and positions with minus infinity for all classes."""
         return super().invalid(self._classes_first(outputs, 2))
 
     def _classes_first(self, outputs: Tensor, axis: int) -> Tensor:
-        """Outputs with the classes in ``axis``, right behind the batch."""
+        """Outputs with the classes in ``axis``, directly after the batch axis."""
         return outputs if self.class_axis == 1 else outputs.movedim(-1, axis)
 
     def _counted(self, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the targets, so that a network works in standardised units and a prediction in those of the data."""
+"""Mean and standard deviation of the targets, so that a network works in standardised units and predictions in the data's units."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ TargetScale = tuple[Scale, Scale]
 
 
 def scale_tensors(target_scale: TargetScale | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each [D] or [1], in the dtype and on the device of a tensor; None: 0 and 1.
+    """Mean and standard deviation, each [D] or [1], with the dtype and device of ``like``; for None, 0 and 1.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ def standardized_target(target_scale: TargetScale | None, target: Tensor) -> Ten
 
 
 def check_scale_dims(target_scale: TargetScale | None, dims: int) -> None:
-    """Raise an :class:`InputError` if the scale is that of another number of target dimensions."""
+    """Raise an :class:`InputError` if the scale has another number of target dimensions."""
     for given in target_scale or ():
         if not isinstance(given, float) and len(given) != dims:
             raise InputError(
@@ -50,7 +50,7 @@ def check_scale_dims(target_scale: TargetScale | None, dims: int) -> None:
 
 
 def _as_tensor(part: Scale, like: Tensor) -> Tensor:
-    # A tensor made of a list is copied to a GPU, which waits for it.
+    # A tensor made from a list is copied to the GPU, which waits for it.
     return like.new_full((1,), part) if isinstance(part, float) else like.new_tensor(part)
 
 

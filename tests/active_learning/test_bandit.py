@@ -261,11 +261,11 @@ def test_a_bandit_refuses(arguments, message):
         ({"capacity": 0}, "`capacity` must be"),
         ({"steps_per_action": -1}, "`steps_per_action` must be an integer of at least 0, but it is -1"),
         ({"l2": -1.0}, "`l2` must be finite and at least 0, but it is -1.0"),
-        ({"module": nn.Linear(2, 2)}, "`module` must be a classifier of ours, but it is a Linear"),
+        ({"module": nn.Linear(2, 2)}, "`module` must be an UncertaintyModule that classifies, but it is a Linear"),
         ({"module": DeterministicModule(LINEAR, task="regression")}, "but it is a DeterministicModule"),
         (
             {"module": DeterministicModule(LINEAR, optimizer=torch.optim.AdamW), "l2": 1.0},
-            "`weight_decay` is an L2 term, such as Adam, but AdamW has none",
+            "`weight_decay` is an L2 term, such as Adam, but it is AdamW",
         ),
         (
             {"module": DeterministicModule(LINEAR, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1))},

@@ -305,7 +305,7 @@ def test_an_evidential_prediction_has_those_of_its_mean():
             lambda: score("predictive_entropy", GaussianMixturePrediction(*2 * [torch.ones(1, 1, 1)])),
             "GaussianMixturePrediction",
         ),
-        (lambda: select(torch.ones(3), 4), r"`scores` must hold at least 4 in \[B\], but its shape is \[3\]"),
+        (lambda: select(torch.ones(3), 4), r"`scores` must hold at least 4 numbers \[B\], but its shape is \[3\]"),
         (lambda: select(torch.ones(3), 0), "`num` must be an integer of at least 1, but it is 0"),
         (lambda: select(torch.ones(3, 3), 1), r"but its shape is \[3, 3\]"),
         (lambda: select(torch.tensor([0.0, torch.nan]), 1), "`scores` must hold numbers, but 1 are NaN"),

@@ -12,7 +12,7 @@ from tests.contract.cases import OPTIMIZERS, loader, network
 OPTIMIZER = OPTIMIZERS["classification"]
 
 WORDS = (
-    r"holds what TemperatureScaling fitted, but DeterministicModule predicts without it: pass.*`load_fitted\(path\)`"
+    r"holds what TemperatureScaling fitted, but DeterministicModule predicts without it\. Pass.*`load_fitted\(path\)`"
 )
 
 

@@ -173,7 +173,7 @@ def test_predictions_carry_the_score_of_the_last_callback(make_trainer, caplog):
     prediction = module.eval().predict(TEST_X)
     torch.testing.assert_close(prediction.ood_score, knn.score(module, [TEST_X]))
     with pytest.raises(
-        NotFittedError, match="Of several callbacks that score features, predictions carry the score of the last"
+        NotFittedError, match="If several callbacks score features, predictions carry the score of the last"
     ):
         _ = prediction.log_density
 

@@ -283,7 +283,7 @@ def test_predictions_that_cannot_be_fitted(prediction, target, message):
     [
         (torch.zeros(40), "all density ratios of the fitted rows are 0"),
         (torch.full((40,), torch.nan), "`weights` must be finite"),
-        (-torch.ones(40), "`weights` must be finite and not negative"),
+        (-torch.ones(40), "`weights` must be finite and non-negative"),
         (torch.ones(40, dtype=torch.long), "`weights` must be a floating-point tensor"),
         (torch.ones(3), r"`weights` must be a tensor with one number per row, \[40\], but its shape is \[3\]"),
         ([1.0] * 40, "but it is a list"),

@@ -485,7 +485,7 @@ def test_rows_that_are_none_are_refused(make):
     y = noise(4, 2)
     with pytest.warns(UserWarning, match="changes nothing") if make is QuantileRecalibration else nullcontext():
         changed = make().fit_predictions(prediction, y).change(prediction)
-    with pytest.raises(InputError, match="was (scaled|recalibrated) before"):
+    with pytest.raises(InputError, match="was already (scaled|recalibrated)"):
         make().fit_predictions(changed, y)
 
 

@@ -510,7 +510,7 @@ def spoilt(n):
             r"`ood\['a'\]` must hold samples, but it is empty",
         ),
         (lambda: OODDetection({"a": data(3)}), ReturnsDict, None, r"dict with keys \['scores'\].*argument `output`"),
-        (lambda: OODDetection({"a": data(3)}), ReturnsProbs, None, 'probabilities .*argument `output="probs"`'),
+        (lambda: OODDetection({"a": data(3)}), ReturnsProbs, None, 'probabilities .*Pass `output="probs"`'),
         (
             lambda: OODDetection({"a": data(3, 99.0)}),
             NaNForLarge,

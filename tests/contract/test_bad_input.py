@@ -306,8 +306,8 @@ def test_memory_that_nobody_has(fitting_case):
     """A million classes: said before anything is allocated."""
     named = {
         "FitGMM": "must fit into `memory_budget`",
-        "VectorScaling": "those of 1000000 classes take",
-        "MatrixScaling": "that of 1000000 classes takes",
+        "VectorScaling": "1000000 classes, whose second derivatives take",
+        "MatrixScaling": "1000000 classes, whose matrix takes",
         "FitLaplace": "would need .* GiB",
     }
     if fitting_case.name not in named:

@@ -12,7 +12,7 @@ from lightning_uq.errors import InputError, NotFittedError, UQError
 from tests.contract.cases import UsersModule, loader, network
 from tests.contract.running import TEST, TRAIN, VAL
 
-DAMAGED = "cannot be read: it is damaged, or no file that torch wrote"
+DAMAGED = "cannot be read: it is damaged, or torch did not write it"
 pytestmark = pytest.mark.axis("bad input")
 
 

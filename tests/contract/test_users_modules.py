@@ -104,7 +104,9 @@ def test_ensemble(user_case, loaders, apart, make_trainer, tmp_path):
     trainer = make_trainer(max_epochs=2)
     if user_case.by_hand:
         refused = user_case.ensemble(user_case.module, num_members=MEMBERS)
-        with pytest.raises(InputError, match=r"optimizes by hand. Train such modules apart.*from_checkpoints"):
+        with pytest.raises(
+            InputError, match=r"uses manual optimization. Train such modules separately.*from_checkpoints"
+        ):
             make_trainer().fit(refused, train, val)
         modules, paths = apart
         ensemble = user_case.ensemble.from_checkpoints(

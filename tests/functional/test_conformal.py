@@ -172,10 +172,10 @@ NEW = torch.ones(1)
         (lambda: group_quantiles(SCORES, torch.tensor([0]), 2, 0.1), r"`groups` must have shape \[3\]"),
         (lambda: group_quantiles(NAN, torch.tensor([0, 0, 1]), 2, 0.1), "`scores` must hold numbers"),
         (lambda: weighted_conformal_quantile(NAN, SCORES, NEW, 0.1), "`scores` must hold numbers"),
-        (lambda: weighted_conformal_quantile(SCORES, NAN, NEW, 0.1), "`weights` must be finite and not negative"),
+        (lambda: weighted_conformal_quantile(SCORES, NAN, NEW, 0.1), "`weights` must be finite and non-negative"),
         (
             lambda: weighted_conformal_quantile(SCORES, SCORES - 1, NEW, 0.1),
-            "`weights` must be finite and not negative",
+            "`weights` must be finite and non-negative",
         ),
         (lambda: weighted_conformal_quantile(SCORES, SCORES, NEW / 0, 0.1), "`new_weights` must be finite"),
         (lambda: weighted_conformal_quantile(SCORES, NEW, NEW, 0.1), r"`weights` must have shape \[3\]"),

@@ -225,6 +225,6 @@ def test_fit_refuses_unknown_settings():
         ):
             fit_gaussian(statistics, regularization=value)
     with pytest.raises(
-        InputError, match='`covariance` must be "tied", which the statistics were streamed for, but it is "full"'
+        InputError, match='`covariance` must be "tied", for which the statistics were streamed, but it is "full"'
     ):
         fit_gaussian(stream(*rows(17), "tied"), "full")

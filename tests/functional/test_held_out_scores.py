@@ -66,8 +66,8 @@ def test_a_threshold_is_computed_once(monkeypatch):
         ({"groups": GROUPS + 3_000_000_000}, "`groups` must be numbered from 0 and at most"),
         ({"groups": GROUPS[:5]}, "`groups` must have shape"),
         ({"weights": GROUPS}, "`weights` must be a floating-point tensor"),
-        ({"weights": -WEIGHTS}, "`weights` must be finite and not negative"),
-        ({"weights": WEIGHTS / 0}, "`weights` must be finite and not negative"),
+        ({"weights": -WEIGHTS}, "`weights` must be finite and non-negative"),
+        ({"weights": WEIGHTS / 0}, "`weights` must be finite and non-negative"),
         ({"weights": WEIGHTS[:5]}, "`weights` must have shape"),
     ],
 )

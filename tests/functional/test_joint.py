@@ -201,10 +201,10 @@ def test_no_full_block_is_nan():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kappa": 3}, r"`kappa` must be 2 with sampling='dyadic'.* it is 3; use sampling='sampled'"),
+        ({"kappa": 3}, r"`kappa` must be 2 with sampling='dyadic'.* it is 3. Use sampling='sampled'"),
         ({"tau": 0}, "`tau` must be an integer of at least 1, but it is 0"),
         ({"sampling": "random"}, "`sampling` must be one of 'dyadic', 'sampled', 'consecutive', but it is 'random'"),
-        ({"selected": torch.zeros(11, 10)}, "`selected` goes with sampling='sampled' alone, but sampling is 'dyadic'"),
+        ({"selected": torch.zeros(11, 10)}, "`selected` requires sampling='sampled', but sampling is 'dyadic'"),
         ({"sampling": "sampled", "selected": torch.full((11, 10), 2)}, r"hold rows in \[0, 2\)"),
         ({"sampling": "sampled", "selected": torch.zeros(5, 10)}, r"`selected` must be \[G, tau\] with G blocks in 22"),
     ],

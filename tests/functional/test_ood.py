@@ -146,7 +146,7 @@ def test_large_counts_are_exact():
             torch.zeros(2),
             "`is_ood` must be of dtype bool or an integer dtype, but its dtype is torch.float32",
         ),
-        (torch.zeros(2), torch.tensor([0, 2]), "`is_ood` must hold 0 and 1 alone"),
+        (torch.zeros(2), torch.tensor([0, 2]), "`is_ood` must hold only 0 and 1"),
         (torch.zeros(2), [0, 1], r"`is_ood` must be a tensor \[2\], but it is a list"),
     ],
 )

@@ -128,7 +128,7 @@ GRID = torch.arange(3.0)
         (lambda: risk_threshold(FLAT, -GRID, 0.1), "`thresholds` must ascend, but they do not"),
         (lambda: risk_threshold(FLAT, GRID[:2], 0.1), r"`thresholds` must have shape \[3\]"),
         (lambda: risk_threshold(FLAT + 2, GRID, 0.1), "`losses` must be at most `bound` = 1, but the largest is 2"),
-        (lambda: risk_threshold(FLAT + GRID / 4, GRID, 0.1), "`losses` must not rise with the threshold"),
+        (lambda: risk_threshold(FLAT + GRID / 4, GRID, 0.1), "`losses` must not increase with the threshold"),
         (lambda: risk_threshold(FLAT, GRID, 0.1, bound=0.0), "`bound` must be positive"),
         (lambda: risk_threshold(FLAT, GRID, -1), r"`alpha` must be a number in \[0, 1\]"),
     ],

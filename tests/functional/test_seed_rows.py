@@ -63,13 +63,13 @@ def test_equality_is_that_of_rows_and_order():
             "`strata` must name the stratum of each row: [3] rows per seed, but it has [2]",
         ),
         (lambda: SeedRows([IDS, IDS], [IDS]), "`strata` must name the stratum of each row: [3, 3] rows per seed"),
-        (lambda: SeedRows([IDS, torch.tensor([1, 2, 1])]), "`ids[1]` names 1 rows twice."),
+        (lambda: SeedRows([IDS, torch.tensor([1, 2, 1])]), "`ids[1]` repeats 1 rows."),
         (lambda: SeedRows([IDS, IDS[:1]]), "Seed 1 has 1 test row of a stratum. An interval needs at least two rows."),
         (lambda: SeedRows([IDS, IDS], [IDS > 0, IDS > 1]), "Seed 0 has 0 test row of a stratum."),
         (lambda: SeedRows([IDS], num_train=0), "`num_train` must be an integer of at least 1"),
         (
             lambda: SeedRows([IDS, IDS + 1]).variance_share(),
-            "Pass `num_train`, the number of training rows of a split: each seed has test rows of its own",
+            "Pass `num_train`, the number of training rows of a split: each seed has its own test rows",
         ),
     ],
 )

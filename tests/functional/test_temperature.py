@@ -212,7 +212,7 @@ def test_ties_with_the_true_class_count_as_right():
 
 def test_below_chance_ends_near_uniform_and_keeps_the_labels():
     logits, target = rows(5, signal=-3.0)
-    with pytest.warns(UserWarning, match=r"hardly better than chance.*all but uniform"):
+    with pytest.warns(UserWarning, match=r"hardly better than chance.*nearly uniform"):
         found = fit_temperature(logits, target)
     tempered = (logits / found).float().softmax(1)
     assert (tempered - 0.25).abs().max() < 0.01
@@ -427,7 +427,7 @@ def test_the_calibrated_loss_is_the_loss_at_the_optimum_and_silent():
         (lambda x, y: fit_temperature(x[:0], y[:0]), r"`logits` must hold at least one row, but its shape is \[0, 4\]"),
         (lambda x, y: fit_temperature(x.fill_(math.nan), y), "hold no NaN, .* but it holds nan"),
         (lambda x, y: fit_temperature(x.fill_(math.inf), y), "no positive infinity .* but it holds inf"),
-        (lambda x, y: fit_temperature(x.fill_(-math.inf), y), "no row of minus infinities, but it holds -inf"),
+        (lambda x, y: fit_temperature(x.fill_(-math.inf), y), "no row with only minus infinity, but it holds -inf"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -82,7 +82,7 @@ def test_cases_without_an_optimum_are_told_alike(logits):
 
 def test_an_optimum_out_of_reach_is_told():
     logits, target = rows(0, scale=1e-6)
-    with pytest.warns(UserWarning, match=r"it lies outside of \[2\^-12, 2\^40\], .* \(T = 0.0002441\)"):
+    with pytest.warns(UserWarning, match=r"it lies outside \[2\^-12, 2\^40\], .* \(T = 0.0002441\)"):
         fit_temperature_to_sums(streamed(logits, target))
 
 

@@ -44,9 +44,7 @@ def test_it_is_the_temperature_where_nothing_is_to_be_won():
 @pytest.mark.parametrize("miscalibrated", [0.0, 0.5])
 def test_few_rows_of_many_classes_do_no_harm_as_they_do_without_a_ridge(miscalibrated):
     logits, target = rows(3, 500, 100, miscalibrated)
-    with pytest.warns(
-        UserWarning, match=r"500 rows of 100 classes, fewer than 20 per class; a temperature alone is safer"
-    ):
+    with pytest.warns(UserWarning, match=r"500 rows of 100 classes, fewer than 20 per class\. A temperature is safer"):
         fit = fit_vector_scaling(logits, target)
     test, classes = rows(4, 5000, 100, miscalibrated)
     tempered = nll(test / fit.temperature, classes)

@@ -114,7 +114,7 @@ LABEL = torch.tensor([0, 1, 1, 0])
         (lambda: weighted_ece(X, LABEL[:3], ONES), "`correct` must have shape [4]"),
         (lambda: weighted_ece(X, LABEL, ONES, num_bins=0), "`num_bins` must be an integer of at least 1"),
         (lambda: weighted_auroc(X, LABEL[:3], ONES), "`is_ood` must have shape [4]"),
-        (lambda: weighted_auroc(X / 0, LABEL - 5, ONES), "`is_ood` must hold 0 and 1 alone"),
+        (lambda: weighted_auroc(X / 0, LABEL - 5, ONES), "`is_ood` must hold only 0 and 1"),
         (lambda: weighted_average_precision(X, LABEL, ONES, "both"), "`positive` must be one of 'out', 'in'"),
         (lambda: weighted_fpr_at_tpr(X, LABEL, ONES, tpr=95), "`tpr` must be a number in (0, 1), but it is 95."),
     ],

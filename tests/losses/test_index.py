@@ -208,8 +208,11 @@ def test_inputs_are_left_alone_and_gradients_flow():
             lambda: average_over_indices(l2_loss, nn.Identity(), None, Y, 0),
             r"`num_samples` must be an integer of at least 1, but it is 0",
         ),
-        (lambda: CombinedLoss([]), r"`losses` and `weights` must hold as many, at least one, but they hold 0 and 0"),
-        (lambda: CombinedLoss([l2_loss], [1.0, 2.0]), r"`losses` and `weights`.*but they hold 1 and 2"),
+        (
+            lambda: CombinedLoss([]),
+            r"`losses` and `weights` must have the same length of at least 1, but they have 0 and 0",
+        ),
+        (lambda: CombinedLoss([l2_loss], [1.0, 2.0]), r"`losses` and `weights`.*but they have 1 and 2"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):

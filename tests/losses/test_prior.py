@@ -182,7 +182,7 @@ def test_vae_densities_are_torchs():
         ),
         (
             lambda: PriorLoss(distill="classification")(network(), torch.zeros(3, 2)),
-            r"distill='classification' needs a network whose indexer has a `mean_index`, but that of DeterministicNetwork has none",
+            r"distill='classification' needs a network whose indexer has a `mean_index`, but that of DeterministicNetwork does not",
         ),
     ],
 )

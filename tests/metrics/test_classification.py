@@ -155,7 +155,7 @@ def test_against_torchmetrics_where_it_is_right(logits, target):
     ("options", "message"),
     [
         ({"num_bins": 0}, "`num_bins` must be an integer of at least 1, but it is 0"),
-        ({"norm": "l1", "debiased": True}, "the debiased estimator exists for 'l2' alone"),
+        ({"norm": "l1", "debiased": True}, "the debiased estimator exists only for 'l2'"),
         ({"norm": "max", "debiased": True}, "`debiased` must be False with norm='max'"),
         ({"norm": "l4"}, "`norm` must be one of"),
         ({"binning": "none"}, "`binning` must be one of"),

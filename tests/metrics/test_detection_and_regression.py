@@ -66,7 +66,7 @@ def test_bad_detection_batches(constructor):
         metric.update(torch.tensor([torch.nan]), torch.tensor([1]))
     with pytest.raises(InputError, match=r"`is_ood` must have shape \[2\], but its shape is \[1\]"):
         metric.update(torch.zeros(2), torch.tensor([1]))
-    with pytest.raises(InputError, match="`is_ood` must hold 0 and 1 alone"):
+    with pytest.raises(InputError, match="`is_ood` must hold only 0 and 1"):
         metric.update(torch.zeros(2), torch.tensor([1, -1]))
     if constructor is not OODAUROC:
         with pytest.raises(InputError, match="`positive` must be one of 'out', 'in', but it is 'id'"):

@@ -77,7 +77,7 @@ def test_what_does_not_merge(other, message):
         joint_metric(torch.arange(4)).merge_state(other())
     fewer = JointLogLoss()
     fewer.update(LOGITS[:2], TARGET)
-    with pytest.raises(InputError, match="must have 4 members as this metric, but it has 2"):
+    with pytest.raises(InputError, match="must have 4 members like this metric, but it has 2"):
         joint_metric(torch.arange(4)).merge_state(fewer)
 
 
@@ -150,7 +150,7 @@ def test_falls_with_the_number_of_members():
 def test_an_incomplete_block_is_nan_with_a_warning():
     metric = JointLogLoss(sampling="consecutive", tau=10)
     metric.update(LOGITS[:, :9], TARGET[:9])
-    with pytest.warns(UserWarning, match="JointLogLoss has not seen 10 rows that make a joint prediction"):
+    with pytest.warns(UserWarning, match="JointLogLoss has not seen 10 rows with a joint prediction"):
         assert metric.compute().isnan()
     indexed = JointLogLoss()
     indexed.update(LOGITS[:, :1], TARGET[:1], torch.tensor([0]))
@@ -172,7 +172,7 @@ def test_carried_rows_are_small():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kappa": 3}, "use sampling='sampled' for kappa anchors"),
+        ({"kappa": 3}, "Use sampling='sampled' for kappa anchors"),
         ({"tau": 0}, "`tau` must be an integer of at least 1, but it is 0"),
         ({"sampling": "sampled", "kappa": 0}, "`kappa` must be an integer of at least 1, but it is 0"),
         ({"sampling": "all"}, "`sampling` must be one of"),

@@ -115,7 +115,7 @@ def test_saturated_probabilities_do_not_tie_in_a_prediction():
         (2 * PROBS, LABELS, "`prediction` must hold probabilities in"),
         (PROBS * math.nan, LABELS, "`prediction` must hold probabilities in"),
         (PROBS, LABELS + 1, "`target` must hold labels 0 and 1"),
-        (CategoricalPrediction(torch.zeros(1, 4, 3)), torch.zeros(4), "one of two classes"),
+        (CategoricalPrediction(torch.zeros(1, 4, 3)), torch.zeros(4), "a prediction of two classes"),
     ],
 )
 def test_bad_input_is_named(metric, probs, target, message):

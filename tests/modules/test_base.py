@@ -326,7 +326,7 @@ def test_a_loss_of_the_users_own_sees_a_mean_and_its_target_in_one_shape(shapes)
     [
         (nn.Linear(4, 3), Y + 1, r"class labels in \[0, 3\), but their values go from 1 to 3"),
         (nn.Linear(4, 3), Y.unsqueeze(1), r"class labels must have shape \[8\].* but they have \[8, 1\]"),
-        (nn.Unflatten(1, (4, 1, 1)), Y, r"returned \[8, 4, 1, 1\].*Pass .*argument `output` a function"),
+        (nn.Unflatten(1, (4, 1, 1)), Y, r"returned \[8, 4, 1, 1\].*Pass .*a function .*as `output`"),
     ],
 )
 @pytest.mark.parametrize("stage", ["fit", "test"])

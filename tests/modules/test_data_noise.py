@@ -346,7 +346,7 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
             match=r"`data_noise` must leave the targets of Classification\(\) unchanged, but GaussianTargetNoise",
         ):
             build()
-    with pytest.raises(InputError, match=r"`data_noise` must be left out where members are LightningModules"):
+    with pytest.raises(InputError, match=r"`data_noise` must be left out if members are LightningModules"):
         EnsembleModule(BoringModel, num_members=2, data_noise=BootstrapNoise())
 
 

@@ -121,14 +121,14 @@ def test_an_instance_is_no_factory():
 def test_one_instance_twice():
     network = mlp()
     with pytest.raises(
-        InputError, match="must build a new network at each call, but its call 2 gave the same Sequential"
+        InputError, match="must build a new network at each call, but call 2 returned the same Sequential"
     ):
         EnsembleModule(lambda: network, num_members=2)
 
 
 def test_a_shared_trainable_part():
     body = nn.Linear(4, 4)
-    with pytest.raises(InputError, match=r"its call 2 gave the same parameter '0.weight' as an earlier one"):
+    with pytest.raises(InputError, match=r"call 2 returned the same parameter '0.weight' as an earlier call"):
         EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), num_members=2)
     body.requires_grad_(False)
     ensemble = EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), num_members=2)
@@ -720,7 +720,7 @@ def test_precision(precision, execution, make_trainer):
 def test_clipping_and_an_optimizer_that_unscales_by_itself(make_trainer):
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     ensemble = EnsembleModule(mlp, num_members=2, optimizer=lambda p: torch.optim.Adam(p, fused=True))
-    with pytest.raises(UnsupportedError, match="Adam unscales gradients within its own step"):
+    with pytest.raises(UnsupportedError, match="Adam unscales gradients inside its own step"):
         make_trainer(plugins=plugin, gradient_clip_val=0.1).fit(ensemble, loader())
     make_trainer(gradient_clip_val=0.1).fit(ensemble, loader())
 

@@ -380,7 +380,7 @@ def test_files_that_hold_no_member(tmp_path):
             collect(name, content)
     with pytest.raises(InputError, match=r"does not hold the weights of Sequential: it lacks 2\.bias, and has nothing"):
         collect("lacks.pt", {k: v for k, v in network().state_dict().items() if k != "2.bias"})
-    with pytest.raises(InputError, match=r"lacks nothing, and has 3\.weight that Sequential has not"):
+    with pytest.raises(InputError, match=r"lacks nothing, and has 3\.weight that Sequential lacks"):
         collect("more.pt", {**network().state_dict(), "3.weight": torch.zeros(1)})
     with pytest.raises(InputError, match=r"lacks 0\.bias, 0\.weight, 2\.bias and 1 more, and has conv\.weight"):
         collect("foreign.pt", {"conv.weight": torch.zeros(1)})
@@ -392,7 +392,7 @@ def test_files_without_a_network(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(network().state_dict(), path)
     with pytest.raises(
-        InputError, match=r"'.*a\.pt' does not say which network.* pass argument `network`.*or `module_class`"
+        InputError, match=r"'.*a\.pt' does not say which network.* Pass argument `network`.*or `module_class`"
     ):
         EnsembleModule.from_checkpoints([path])
     for nothing in ([], str(path)):

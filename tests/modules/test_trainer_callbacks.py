@@ -192,7 +192,7 @@ REFUSED = {
     "backbone": ([BackboneFinetuning()], Users, "BackboneFinetuning freezes layers.*from_checkpoints"),
     "own finetuning": ([Own()], Users, "Own freezes layers.*from_checkpoints"),
     "pruning": ([ModelPruning("l1_unstructured", amount=0.5)], Users, "ModelPruning compares.*from_checkpoints"),
-    "rate": ([LearningRateFinder()], Users, r"Find it with one of them, `Tuner\(trainer\).lr_find\(Users\(\)\)`"),
+    "rate": ([LearningRateFinder()], Users, r"Find the rate for one of them, `Tuner\(trainer\).lr_find\(Users\(\)\)`"),
     "size": ([BatchSizeFinder()], Users, "`batch_size`, which the members share.*LightningDataModule"),
     "by hand": ([], Adversarial, "Adversarial must leave optimization to Lightning.*from_checkpoints"),
 }

@@ -276,7 +276,7 @@ def test_cat_of_batches_is_the_prediction_of_the_whole(make):
         (lambda: [categorical(temperature=torch.tensor(t)) for t in (1.0, 2.0)], "`temperature` must be the same"),
         (
             lambda: [categorical(z=2), categorical(z=3)],
-            r"`logits` may differ in axis 1 alone .* \[2, 4, 5\] and \[3, 4, 5\]",
+            r"`logits` may differ only in axis 1 .* \[2, 4, 5\] and \[3, 4, 5\]",
         ),
         (lambda: [[categorical()], [categorical()]], "but it holds a list. With several loaders"),
     ],

@@ -65,7 +65,7 @@ def test_parts_of_the_uncalibrated_members_are_named_so(make, calibration, pool)
         torch.testing.assert_close(table[f"uncalibrated_{name}"], getattr(plain, name))
         torch.testing.assert_close(prediction.score(f"uncalibrated_{name}"), plain.score(name))
         for read in (lambda one, n=name: getattr(one, n), lambda one, n=name: one.score(n)):
-            with pytest.raises(InputError, match=f"`{name}` is no part.*Use `uncalibrated_{name}`"):
+            with pytest.raises(InputError, match=f"`{name}` is not defined for.*Use `uncalibrated_{name}`"):
                 read(prediction)
 
 

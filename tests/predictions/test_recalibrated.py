@@ -161,7 +161,7 @@ def test_predictions_without_a_distribution_are_refused():
         point.recalibration_rows(torch.zeros(5, 2))
     raw = DISTRIBUTIONS["Gaussian"](5, 2)
     for refused in (raw.pool(), raw.recalibrated(KNOTS)):
-        with pytest.raises(InputError, match="no distribution functions|was recalibrated before"):
+        with pytest.raises(InputError, match="no distribution functions|was already recalibrated"):
             refused.recalibrated(KNOTS)
     with pytest.raises(InputError, match=r"knots of a recalibration must have shape \[2, 2, K\]"):
         raw.recalibrated(KNOTS[:, :1])
@@ -200,7 +200,7 @@ def test_quantiles_move_to_their_calibrated_levels(members, maps):
     with pytest.raises(InputError, match="outside the predicted levels"):
         prediction.quantile(0.05)
     for refused, knots, match in (
-        (prediction, KNOTS, "was recalibrated before"),
+        (prediction, KNOTS, "was already recalibrated"),
         (raw, KNOTS[:, :1], r"must have shape \[2, 2, K\]"),
         (QuantilePrediction(randn(3, 4, 2, 3).sort(-1).values, LEVELS).pool(), KNOTS, "needs the members"),
     ):

@@ -54,7 +54,7 @@ def test_several_means_have_a_spread_and_nothing_else():
         lambda p: p.cdf(y),
         lambda p: p.covered(y, 0.9),
     ):
-        with pytest.raises(InputError, match=r"has no `\w+`: it knows nothing of the noise.*head='mean_variance'"):
+        with pytest.raises(InputError, match=r"has no `\w+`: it does not predict the noise.*head='mean_variance'"):
             read(prediction)
 
 

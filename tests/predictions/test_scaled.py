@@ -125,7 +125,7 @@ def test_a_prediction_tells_that_it_was_scaled(kind):
     assert torch.equal(scaled.calibrations["variance_scale"], FACTOR)
     assert torch.equal(scaled.pool().variance_scale, FACTOR)
     assert torch.equal(type(scaled).cat([scaled[:2], scaled[2:]]).variance_scale, FACTOR)
-    with pytest.raises(InputError, match="was scaled before"):
+    with pytest.raises(InputError, match="was already scaled"):
         scaled.scaled(FACTOR)
 
 

@@ -144,7 +144,7 @@ def test_all_four_parameters_are_shown():
         (lambda p: p.uncertainties("both"), "`reading` must be 'amini' or 'meinert', but it is 'both'"),
         (
             lambda p: p.uncertainties("meinert"),
-            "defined for one hypothesis, but the prediction has 3. Read `scale` and",
+            "defined only for one hypothesis, but the prediction has 3. Read `scale` and",
         ),
         (
             lambda p: StudentTPrediction(*[torch.ones(4)] * 4),

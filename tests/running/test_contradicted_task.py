@@ -252,7 +252,7 @@ def test_a_checkpoint_without_a_sign_stays_open(make_trainer, tmp_path):
 
 def test_both_readings_are_advised(make_trainer):
     nothing = DataLoader(TensorDataset(X, torch.zeros(24, 1)), 8)
-    both = r"`task=Binary\(\)` if this is a logit per input, `task=Regression\(head='mean'\)` if it is a number"
+    both = r"`task=Binary\(\)` for one logit per input, `task=Regression\(head='mean'\)` for one number"
     ensemble = EnsembleModule(Counter, num_members=2, seed=0)
     make_trainer(max_epochs=1).fit(ensemble, nothing)
     with pytest.raises(InputError, match=both):

@@ -365,7 +365,7 @@ def test_functions_that_can_be_imported_are_saved_and_a_lambda_is_asked_for(make
 def test_members_that_run_at_once_cannot_be_called_one_by_one():
     with pytest.raises(UnsupportedError, match="called by a `predict_fn`. Use execution='loop'"):
         EnsembleModule(mlp, num_members=2, execution="stacked", predict_fn=call_scores)
-    with pytest.raises(UnsupportedError, match="which `predict_fn` does not call"):
+    with pytest.raises(UnsupportedError, match="but `predict_fn` does not call it"):
         EnsembleModule(Two, num_members=2, prior_network=Two, prior_scale=1.0, predict_fn=call_scores)
 
 

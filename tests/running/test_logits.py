@@ -82,9 +82,9 @@ class NoForward(LightningModule):
     ("model", "reader", "message"),
     [
         (NoForward(), {}, "NoForward has no `forward`.*Pass argument `predict_fn`"),
-        (nn.Softmax(1), {}, 'returned probabilities .*Pass argument `output="probs"`'),
+        (nn.Softmax(1), {}, 'returned probabilities .*Pass `output="probs"`'),
         (nn.Identity(), {"predict_fn": lambda m, x: {"out": x}}, "dict with keys \\['out'\\].*argument `output`"),
-        (nn.Linear(4, 1), {}, "C >= 2, but it returned shape \\[6, 1\\].*argument `output`"),
+        (nn.Linear(4, 1), {}, "C >= 2, but it returned shape \\[6, 1\\].*as `output`"),
         (
             nn.Unflatten(1, (2, 2)),
             {},

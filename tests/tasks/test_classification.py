@@ -142,7 +142,7 @@ def test_features_are_not_logits():
     with pytest.raises(InputError, match=r"3 logits \(`num_classes` of the task\), but it returned 512"):
         Classification(num_classes=3).check_output(torch.zeros(1, 2, 512))
     for outputs in (torch.zeros(1, 2, 1), torch.zeros(1, 2)):
-        with pytest.raises(OutputShapeError, match=r"logits \[B, C\] with C >= 2.*argument `output`"):
+        with pytest.raises(OutputShapeError, match=r"logits \[B, C\] with C >= 2.*as `output`"):
             Classification().check_output(outputs)
 
 
@@ -161,7 +161,7 @@ def test_maps_are_named():
         (LABELS[:, None], r"must have shape \[5\], because the network returns \[5, 3\], but they have \[5, 1\]"),
         (
             LABELS[:4],
-            r"must have shape \[5\], .* they have \[4\]. If the network returns features, pass argument `output`",
+            r"must have shape \[5\], .* they have \[4\]. If the network returns features, pass a function",
         ),
         (torch.full((5,), -100), r"class labels in \[0, 3\), but their values go from -100 to -100"),
     ],
@@ -180,7 +180,7 @@ def test_values_are_looked_at_on_request():
 def test_a_target_alone_is_taken_or_explained():
     assert Classification().accepts(LABELS) is None
     for wrong in (LABELS.float(), LABELS == 0, LABELS - 1):
-        assert Classification().accepts(wrong) == "the targets are no class labels"
+        assert Classification().accepts(wrong) == "the targets are not class labels"
 
 
 def test_numbers_that_nothing_can_be_predicted_from():

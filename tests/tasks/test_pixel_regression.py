@@ -89,7 +89,7 @@ def test_maps_are_sliced_moved_and_pooled_as_rows_are():
     assert lower.shape == upper.shape == target.shape
     one = task.predict(outputs[:, :, :2])
     torch.testing.assert_close(one.crps(target[:, 0].nan_to_num()), one.crps(target[:, :1].nan_to_num()))
-    with pytest.raises(InputError, match="may differ in axis 1 alone over `predictions`"):
+    with pytest.raises(InputError, match="may differ only in axis 1 between `predictions`"):
         type(whole).cat([whole, task.predict(problem(task, (4, 4))[0])])
 
 

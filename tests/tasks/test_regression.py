@@ -96,7 +96,7 @@ def test_bad_outputs(shape):
         ),
         (TARGET[:, :1], r"must have shape \[5, 2\], .* but they have \[5, 1\]"),
         (TARGET.long(), "must be floating-point numbers, but they are torch.int64"),
-        (TARGET / 0, "must be finite, or NaN where they are missing, but they hold infinity"),
+        (TARGET / 0, "must be finite, or NaN if they are missing, but they hold infinity"),
     ],
 )
 def test_bad_targets(target, message):
@@ -110,7 +110,7 @@ def test_bad_targets(target, message):
 
 def test_a_target_alone_is_taken_or_explained():
     assert Regression().accepts(TARGET) is None
-    assert Regression().accepts(TARGET.long()) == "the targets are no floating-point numbers"
+    assert Regression().accepts(TARGET.long()) == "the targets are not floating-point numbers"
 
 
 def test_numbers_that_nothing_can_be_predicted_from():

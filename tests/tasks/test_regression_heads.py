@@ -180,7 +180,7 @@ def test_a_batch_without_targets_warns():
         warnings.simplefilter("error")
         task.check_target(torch.full((5, 2), NAN), output, values=False)
         task.check_target(torch.zeros(0, 2), output[:, :0])
-    with pytest.raises(InputError, match="finite, or NaN where they are missing, but they hold infinity"):
+    with pytest.raises(InputError, match="finite, or NaN if they are missing, but they hold infinity"):
         task.check_target(torch.full((5, 2), math.inf), output)
 
 
@@ -285,7 +285,7 @@ def test_losses_belong_to_heads():
 def test_a_network_of_means_under_the_default_head_is_told_its_task():
     for shape in ((1, 5, 3), (1, 5, 1), (1, 5)):
         with pytest.raises(
-            OutputShapeError, match=r"If it returns the D means alone, pass `task=Regression\(head='mean'\)`"
+            OutputShapeError, match=r"If it returns only the D means, pass `task=Regression\(head='mean'\)`"
         ):
             Regression().check_output(torch.zeros(shape))
     with pytest.raises(InputError, match=r"\[5, 1\], .* \[5, 2\]; .* pass `task=Regression\(head='mean'\)`\."):

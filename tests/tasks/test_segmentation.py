@@ -182,7 +182,7 @@ def test_a_label_to_ignore_needs_its_field():
     with pytest.raises(InputError, match=r"class labels in \[0, 3\), but their values go from 0 to 255"):
         Segmentation().check_target(target, output[None])
     assert Segmentation(ignore_index=-1).accepts(torch.tensor([[-1, 0]])) is None
-    assert Segmentation().accepts(torch.tensor([[-1, 0]])) == "the targets are no class labels"
+    assert Segmentation().accepts(torch.tensor([[-1, 0]])) == "the targets are not class labels"
 
 
 def test_rows_are_the_positions_that_count():

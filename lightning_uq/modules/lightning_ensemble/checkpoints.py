@@ -1,4 +1,4 @@
-"""What LightningModules that are members add to the checkpoint of their ensemble."""
+"""The entries that LightningModules as members add to the checkpoint of their ensemble."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ _HPARAMS_TYPE = LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE
 
 
 def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
-    """Add the members' random streams, and what their own ``on_save_checkpoint`` adds or replaces."""
+    """Add the members' random streams, and whatever their own ``on_save_checkpoint`` adds or replaces."""
     own: list[dict[str, Any]] = [{} for _ in members.modules]
     for i, member in enumerate(members.modules):
         if overrides(member, "on_save_checkpoint"):
@@ -32,7 +32,7 @@ def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
 
 
 def load_members(members: "Members", checkpoint: dict[str, Any]) -> None:
-    """Restore what :func:`save_members` saved; the random streams only when resuming a training."""
+    """Restore the entries of :func:`save_members`; the random streams only when a training resumes."""
     saved = checkpoint.get(ENSEMBLE_STATE, {})
     if "members" not in saved:
         return
@@ -47,7 +47,7 @@ def load_members(members: "Members", checkpoint: dict[str, Any]) -> None:
 
 
 def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint that member i would see alone: its own weights (taken out), hyper-parameters and optimizer."""
+    """The checkpoint that member i would see alone, with its own weights (removed from the ensemble's), hyper-parameters and optimizer."""
     foreign = (ENSEMBLE_STATE, _HPARAMS, _HPARAMS_NAME, _HPARAMS_TYPE)
     mine = {name: value for name, value in checkpoint.items() if name not in foreign}
     member = members.modules[i]
@@ -57,8 +57,8 @@ def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> di
     mine["state_dict"] = {name.removeprefix(prefix): state.pop(name) for name in names}
     if "optimizer_states" in mine:
         mine["optimizer_states"] = [state["members"][i] for state in mine["optimizer_states"] if "members" in state]
-        each = len(mine["lr_schedulers"]) // len(members.modules)  # the members are built alike
-        if each:  # else one schedules all members, as that of stochastic weight averaging does
+        each = len(mine["lr_schedulers"]) // len(members.modules)  # all members have the same number
+        if each:  # otherwise one scheduler serves all members, as in stochastic weight averaging
             mine["lr_schedulers"] = mine["lr_schedulers"][i * each : (i + 1) * each]
     return mine
 

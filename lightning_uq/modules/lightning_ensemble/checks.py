@@ -1,4 +1,4 @@
-"""What a LightningModule must be to train beside others, and to be read as part of an ensemble."""
+"""Requirements on LightningModules that train together and form an ensemble."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def overrides(member: LightningModule, name: str) -> bool:
-    """Whether a member's class defines ``name`` itself, instead of taking Lightning's."""
+    """Whether a member's class overrides Lightning's ``name``."""
     return getattr(type(member), name) is not getattr(in_tree_of(member, LightningModule), name)
 
 
 def check_lightning_arguments(kind: str, **given: Any) -> None:
-    """Raise an :class:`InputError` if an argument would change the steps that LightningModules bring themselves.
+    """Raise an :class:`InputError` if an argument would change the steps that LightningModules define themselves.
 
     Args:
         kind: The class of the members.
@@ -35,28 +35,28 @@ def check_lightning_arguments(kind: str, **given: Any) -> None:
     for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
         if given.get(name) not in (None, "none"):
             raise InputError(
-                f"`{name}` must be left out where members are LightningModules, but it is {given[name]!r}. {kind} brings its own "
+                f"`{name}` must be left out if members are LightningModules, but it is {given[name]!r}. {kind} brings its own "
                 "steps."
             )
 
 
 def _is_plain_adam(optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
-    """Whether this is the default; the command line passes it as a partial with all its arguments."""
+    """Whether this is the default optimizer, which the command line passes as a partial with all its arguments."""
     made, plain = (make([nn.Parameter(torch.zeros(1, 1))]) for make in (optimizer, torch.optim.Adam))
     return type(made) is type(plain) and made.defaults == plain.defaults
 
 
 def check_member(member: LightningModule) -> None:
-    """Check that a LightningModule can train beside others.
+    """Check that a LightningModule can train together with others.
 
     Raises:
-        InputError: It optimizes by hand, or takes over another part of the training loop.
+        InputError: It uses manual optimization, or takes over another part of the training loop.
     """
     kind = type(member).__name__
     if not overrides(member, "training_step"):
         raise InputError(f"{kind} must define `training_step`, but it does not. {APART}")
     if not member.automatic_optimization:
-        raise InputError(f"{kind} must leave optimization to Lightning, but it optimizes by hand. {APART}")
+        raise InputError(f"{kind} must leave optimization to Lightning, but it uses manual optimization. {APART}")
     if overrides(member, "backward"):
         raise InputError(f"{kind} must leave the backward pass to Lightning, but it overrides `backward`. {APART}")
     if "dataloader_iter" in inspect.signature(member.training_step).parameters:
@@ -64,7 +64,7 @@ def check_member(member: LightningModule) -> None:
 
 
 def check_overrides(ensemble: type[LightningModule], hooks: Iterable[str], member: LightningModule) -> None:
-    """Raise an :class:`InputError` if a subclass of the ensemble replaces a hook that its LightningModules answer."""
+    """Raise an :class:`InputError` if a subclass of the ensemble replaces a hook that its LightningModules replace."""
     for name in hooks:
         if not reaches_package(ensemble, name):
             kind = type(member).__name__
@@ -75,7 +75,7 @@ def check_overrides(ensemble: type[LightningModule], hooks: Iterable[str], membe
 
 
 def unscorable_reason(ensemble: "EnsembleModule", y: Tensor) -> str | None:
-    """Why an ensemble's metrics cannot score a target of its members, or None if they may."""
+    """The reason why an ensemble's metrics cannot score a target of its members; None if they may."""
     if ensemble.inferred_task is not None and ensemble.inferred_task.contradiction is not None:
         return ensemble.inferred_task.contradiction
     reason = ensemble.task.accepts(y)
@@ -83,7 +83,7 @@ def unscorable_reason(ensemble: "EnsembleModule", y: Tensor) -> str | None:
 
 
 def layout_problem(ensemble: "EnsembleModule", batch: Any) -> str | None:
-    """Why a batch's input and target are unknown, or what the members would make of them; None if they are known."""
+    """The reason why a batch's input and target, or the members' outputs for it, are unknown; None if they are known."""
     try:
         x, y = ensemble.unpack_batch(batch)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The optimizers and schedulers of several LightningModules, as one that Lightning can run under automatic optimization."""
+"""The optimizers and schedulers of several LightningModules as one, for Lightning's automatic optimization."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_uq._lightning import (
 )
 from lightning_uq.errors import InputError, UnsupportedError
 
-APART = "Train such modules apart and collect them with `EnsembleModule.from_checkpoints`."
+APART = "Train such modules separately and collect them with `EnsembleModule.from_checkpoints`."
 
 
 class CompositeOptimizer(Optimizer):
@@ -34,7 +34,7 @@ class CompositeOptimizer(Optimizer):
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        # The base class would build parameter groups and a state of its own, beside the members'.
+        # The base class would build its own parameter groups and state, beside the members'.
         self.optimizers = list(optimizers)
         self.defaults: dict[str, Any] = {}
 
@@ -42,11 +42,11 @@ class CompositeOptimizer(Optimizer):
         return {"optimizers": self.optimizers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # the base class would restore groups of its own
+        self.__init__(**state)  # type: ignore[misc]  # the base class would restore its own groups
 
     @property
     def param_groups(self) -> list["MemberGroup"]:  # type: ignore[override]  # an attribute in the base class
-        """The members' own groups, one after the other, under names that say whose they are."""
+        """The members' own groups in order, under names that include the member's number."""
         groups = []
         for i, optimizer in enumerate(self.optimizers):
             for j, group in enumerate(optimizer.param_groups, 1):
@@ -65,7 +65,7 @@ class CompositeOptimizer(Optimizer):
         *,
         step_member: Callable[[int], None] | None = None,
     ) -> Any:
-        """Run the closure once, then step every member's optimizer, by ``step_member(i)`` where it is given."""
+        """Run the closure once, then step every member's optimizer, with ``step_member(i)`` if given."""
         loss = None if closure is None else closure()
         for i, optimizer in enumerate(self.optimizers):
             optimizer.step() if step_member is None else step_member(i)
@@ -81,22 +81,22 @@ class CompositeOptimizer(Optimizer):
         return {"members": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave.
+        """Restore the result of :meth:`state_dict`.
 
         Raises:
-            InputError: It came from another kind of optimizer, or from another number of members.
+            InputError: The state comes from another kind of optimizer, or from another number of members.
         """
         states = state_dict.get("members", [])
         if len(states) != len(self.optimizers):
             raise InputError(
                 f"The checkpoint holds the optimizer states of {len(states)} LightningModules, but the ensemble has "
-                f"{len(self.optimizers)}: another kind of ensemble wrote it, or one of another size."
+                f"{len(self.optimizers)}: an ensemble of another kind or size wrote it."
             )
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: a group belongs to a member's optimizer."""
+        """Raise an error: each group belongs to a member's optimizer."""
         raise UnsupportedError("Add parameter groups to a member's own optimizer, `CompositeOptimizer.optimizers[i]`.")
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class CompositeOptimizer(Optimizer):
 
 
 class MemberGroup(MutableMapping[str, Any]):
-    """A member's parameter group itself, but for its ``name``: ``LearningRateMonitor`` needs one that no other group has."""
+    """A member's parameter group under a unique ``name``, which ``LearningRateMonitor`` needs. All other keys are the group's own."""
 
     def __init__(self, group: dict[str, Any], name: str) -> None:
         self.group = group
@@ -127,13 +127,13 @@ class MemberGroup(MutableMapping[str, Any]):
 
 
 class MemberOptimizer(LightningOptimizer):
-    """A member's optimizer as Lightning would give it to the member.
+    """A member's optimizer as Lightning would pass it to the member.
 
-    Its step is that of the optimizer alone: Lightning's would run the hooks before a step once more, for all members.
+    It only steps: Lightning's wrapper would run the hooks before a step once more, for all members.
 
     Args:
         optimizer: The member's optimizer.
-        scaler: The gradient scaler that the step goes through, if there is one.
+        scaler: The gradient scaler that the step uses, or None.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: Any) -> None:
@@ -141,7 +141,7 @@ class MemberOptimizer(LightningOptimizer):
         self._scaler = scaler
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """Run the closure, and step; with a scaler, unless a gradient is infinite."""
+        """Run the closure and step. With a scaler, skip the step if a gradient is infinite."""
         if self._scaler is None:
             return self.optimizer.step(closure, **kwargs)
         if closure is not None:
@@ -150,15 +150,15 @@ class MemberOptimizer(LightningOptimizer):
 
 
 def configure_member(member: LightningModule, name: str, returned: Any) -> tuple[Optimizer, list[LRSchedulerConfig]]:
-    """Read and check the value of a member's ``configure_optimizers``, as Lightning does for one module.
+    """Read and check the result of a member's ``configure_optimizers``, as Lightning does for one module.
 
     Args:
         member: The member.
-        name: Its prefix, ``"member_3"``; monitors and names of schedulers are prefixed, as what it logs is.
-        returned: The value of its ``configure_optimizers``.
+        name: The member's prefix, ``"member_3"``. Monitors and scheduler names get it, like the member's logged values.
+        returned: The result of its ``configure_optimizers``.
 
     Raises:
-        InputError: It is not one optimizer that steps without a closure.
+        InputError: The result is not one optimizer that steps without a closure.
     """
     optimizers, schedulers, monitor = ([], [], None) if returned is None else configure_optimizers(returned)
     if len(optimizers) != 1:

@@ -20,7 +20,7 @@ REPLACED = {
     "on_test_model_eval": "modes",
     "on_predict_model_eval": "modes",
 }
-"""Hooks that the members replace, each with the part of :class:`Members` that has the replacement."""
+"""Hooks that the members replace, each with the part of :class:`Members` that holds the replacement."""
 
 _STAGES = ("train", "validation", "test", "predict")
 
@@ -51,22 +51,22 @@ FROM_FIRST_MEMBER = (
     "on_before_batch_transfer",
     "transfer_batch_to_device",
 )
-"""Hooks of the first member that serve all: the data loaders, and what happens to a batch before it reaches the device."""
+"""Hooks of the first member that apply to all: data loaders, and the changes to a batch before it reaches the device."""
 
 
 def with_members(module_class: Module) -> Module:
-    """Pass the hooks of an ensemble's class on to its ``members``; without any (None), the hooks stay the class's own."""
+    """Pass the hooks of an ensemble's class on to its ``members``. If ``members`` is None, the hooks stay the class's own."""
     for name, part in REPLACED.items():
-        setattr(module_class, name, _replaced(module_class, name, part))
+        setattr(module_class, name, _replacement_hook(module_class, name, part))
     for name in PASSED_ON + PASSED_ON_FIRST:
-        setattr(module_class, name, _passed_on(module_class, name))
+        setattr(module_class, name, _propagating_hook(module_class, name))
     return module_class
 
 
-def _replaced(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
-    own = _own(module_class, name)
+def _replacement_hook(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
+    own = _own_hook(module_class, name)
 
-    @functools.wraps(getattr(module_class, name))  # Lightning asks for the signature, and whether a hook is overridden
+    @functools.wraps(getattr(module_class, name))  # Lightning inspects the signature, and whether a hook is overridden
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.members is None:
             return own(self)(*args, **kwargs)
@@ -75,8 +75,8 @@ def _replaced(module_class: type[LightningModule], name: str, part: str) -> Call
     return hook
 
 
-def _passed_on(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
-    own = _own(module_class, name)
+def _propagating_hook(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
+    own = _own_hook(module_class, name)
 
     @functools.wraps(getattr(module_class, name))
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,8 +92,8 @@ def _passed_on(module_class: type[LightningModule], name: str) -> Callable[..., 
     return hook
 
 
-def _own(module_class: type[LightningModule], name: str) -> Callable[[Any], Callable[..., Any]]:
-    """The hook that the class itself defines, bound to an instance; else the one that the instance inherits."""
+def _own_hook(module_class: type[LightningModule], name: str) -> Callable[[Any], Callable[..., Any]]:
+    """The hook that the class itself defines, bound to an instance; otherwise the inherited one."""
     defined = vars(module_class).get(name)
     if defined is None:
         return lambda module: getattr(super(module_class, module), name)

@@ -1,4 +1,4 @@
-"""What the members of an ensemble log: each under its own prefix, and their mean under the name that they used."""
+"""Logging of the members of an ensemble: each under its own prefix, and their mean under the original name."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class MeanOfMetrics(Metric):
-    """The mean of the members' metrics of one name; they are updated, synchronised and reset under their own names."""
+    """The mean of the members' metrics with one name. They are updated, synchronised and reset under their own names."""
 
     full_state_update = False
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         super().__init__()
-        self._members = tuple(metrics)  # in a tuple, so that moving this metric leaves them where they are
+        self._members = tuple(metrics)  # a tuple, so that moving this metric to a device does not move them
         cached: list[Any] = [metric._forward_cache for metric in metrics]
         self._forward_cache: Any = None if any(value is None for value in cached) else torch.stack(cached).mean(0)
 
@@ -41,11 +41,11 @@ class MeanOfMetrics(Metric):
         return torch.stack([metric.compute() for metric in self._members]).mean(0)
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        return compute  # every member's compute synchronises and caches by itself
+        return compute  # every member's `compute` synchronises and caches itself
 
 
 class MemberLogs(Part):
-    """Logs for the members, through the ensemble's ``log``."""
+    """Logs the members' values, through the ensemble's ``log``."""
 
     def __init__(self, members: "Members") -> None:
         super().__init__(members)
@@ -54,7 +54,7 @@ class MemberLogs(Part):
         self._counts: Counter[tuple[int, str]] = Counter()
 
     def log(self, i: int, name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
-        """Member i's ``self.log``: under ``member_i/name``, and remembered for the mean, which the progress bar shows."""
+        """Member i's ``self.log``: logs ``member_i/name``, and stores the value for the mean, which the progress bar shows."""
         if self._muted:
             return
         self.members.ensemble.log(f"member_{i}/{name}", value, False, *args, **kwargs)
@@ -63,7 +63,7 @@ class MemberLogs(Part):
         self._logged.setdefault((name, occurrence), []).append((value, prog_bar, args, kwargs))
 
     def log_means(self) -> None:
-        """Log the mean over members of each value logged since the last call; Lightning requires the same hook."""
+        """Log the mean over members of each value logged since the last call, in the same hook, as Lightning requires."""
         logged, self._logged = self._logged, {}
         self._counts.clear()
         ensemble = self.members.ensemble
@@ -72,7 +72,7 @@ class MemberLogs(Part):
             _, prog_bar, args, kwargs = entries[0]
             if isinstance(values[0], Metric):
                 mean: Any = MeanOfMetrics(values)
-                # It is no attribute of the ensemble, so Lightning cannot look its name up.
+                # The metric is not an attribute of the ensemble, so Lightning cannot find its name.
                 kwargs = {"metric_attribute": name, **kwargs}
             else:
                 mean = torch.stack([torch.as_tensor(v, device=ensemble.device).detach().squeeze() for v in values])
@@ -81,7 +81,7 @@ class MemberLogs(Part):
 
     @contextmanager
     def quiet(self, member: LightningModule) -> Iterator[None]:
-        """Inside, a member logs nothing, and its metrics and buffers record nothing."""
+        """Suppress a member's logging, and updates of its metrics and buffers."""
         places = [
             (m._modules, name, c) for m in member.modules() for name, c in m._modules.items() if isinstance(c, Metric)
         ]

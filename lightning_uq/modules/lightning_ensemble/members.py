@@ -1,4 +1,4 @@
-"""The members of an ensemble that are LightningModules, as one object that the ensemble holds."""
+"""The LightningModules of an ensemble, as one object that the ensemble holds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
 
 class Members:
-    """The LightningModules of an ensemble, unmodified: each takes the steps that it would take alone.
+    """The unmodified LightningModules of an ensemble: each takes the steps that it would take alone.
 
     Lightning runs the ensemble, and the ensemble passes every hook on to this object (``hooks.py`` lists them). One composite
-    optimizer steps the members' own under automatic optimization, so that ``global_step``, accumulation, clipping, precision
-    plugins and DDP stay Lightning's. When a member uses its Trainer (logging, optimizers, schedulers), the answer is for that
-    member alone.
+    optimizer steps the members' optimizers under automatic optimization, so Lightning keeps ``global_step``, accumulation, clipping,
+    precision plugins and DDP. If a member uses its Trainer (logging, optimizers, schedulers), it gets its own values.
 
     Args:
         ensemble: The module that holds the members.
@@ -40,11 +39,11 @@ class Members:
         streams: The random stream of each.
 
     Attributes:
-        logs: What the members log.
-        steps: Their training and evaluation steps.
-        optimization: Their optimizers and schedulers.
-        modes: Their train and eval modes around an evaluation.
-        metrics: The metrics of the ensemble as a whole, beside what its members log.
+        logs: The members' logging.
+        steps: The members' training and evaluation steps.
+        optimization: The members' optimizers and schedulers.
+        modes: The members' train and eval modes around an evaluation.
+        metrics: The metrics of the ensemble as a whole, in addition to the members' logged values.
         stopping: The numbers of the members that have set ``trainer.should_stop``.
     """
 
@@ -62,7 +61,7 @@ class Members:
         self.stopping: set[int] = set()
 
     def hooks_of_data(self) -> dict[str, Callable[..., Any]]:
-        """The hooks that Lightning only calls where a module overrides them, so that the ensemble has them where its members do."""
+        """The hooks that Lightning calls only if a module overrides them, so the ensemble overrides them if its members do."""
         first = self.modules[0]
         hooks: dict[str, Callable[..., Any]] = {
             **{name: getattr(first, name) for name in FROM_FIRST_MEMBER},
@@ -75,14 +74,14 @@ class Members:
 
     @contextmanager
     def using_stream(self, i: int) -> Iterator[LightningModule]:
-        """Inside, random numbers are member i's own. A sanity check's draws are forgotten, as Lightning does for one module."""
-        trainer = trainer_of(self.ensemble)  # None where a checkpoint is loaded bare
+        """A context in which random numbers come from member i's stream. As in Lightning, draws of a sanity check do not count."""
+        trainer = trainer_of(self.ensemble)  # None if a checkpoint is loaded without a Trainer
         checking = trainer is not None and trainer.sanity_checking
         with self.streams[i].active(self.ensemble.device, advance=not checking):
             yield self.modules[i]
 
     def pass_on(self, hook: str, *args: Any) -> Any:
-        """Pass a hook on: to the method of that name here, else to each member."""
+        """Pass a hook on: to the method of that name in this class, otherwise to each member."""
         method = getattr(self, hook, None)
         if method is not None:
             return method(*args)
@@ -93,7 +92,7 @@ class Members:
         """Call a hook of every member whose class has it, with that member's own batch, outputs, loss or optimizer.
 
         Returns:
-            What each member's hook returned; None where it has none.
+            The result of each member's hook; None for members without it.
         """
         if hook.endswith("_batch_start"):
             self.steps.forget()
@@ -111,7 +110,7 @@ class Members:
     def _arguments_of(self, i: int, hook: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if hook.endswith("_batch_start"):
             return (self.steps.batch_of(i, args[0]), *args[1:])
-        if hook == "on_predict_batch_end":  # the prediction is the ensemble's
+        if hook == "on_predict_batch_end":  # predictions belong to the ensemble
             return (args[0], self.steps.batch_of(i, args[1]), *args[2:])
         if hook.endswith("_batch_end"):
             return (self.steps.outputs[i], self.steps.batch_of(i, args[1]), *args[2:])
@@ -122,18 +121,18 @@ class Members:
             return (self.optimization.optimizers[i],)
         return args
 
-    # ------------------------------------------------------------------ hooks that need more than a call of each member
+    # ------------------------------------------------------------------ hooks that do more than call each member
 
     def configure_callbacks(self) -> Any:
-        """The first member's callbacks, which serve all."""
+        """The first member's callbacks, which apply to all."""
         return self.modules[0].configure_callbacks()
 
     def setup(self, stage: str) -> None:
-        """Give each member a view of its Trainer.
+        """Give each member its own view of the Trainer.
 
         Raises:
-            InputError: A fit begins, and a member optimizes by hand or takes the training loop over, or the ensemble's class
-                replaces what its members do.
+            InputError: A fit begins, and a member uses manual optimization or takes over the training loop, or the ensemble's
+                class overrides a hook that its members replace.
         """
         if stage == "fit":
             check_overrides(type(self.ensemble), REPLACED, self.modules[0])
@@ -143,8 +142,8 @@ class Members:
         trainer: Any = self.ensemble.trainer  # a connector sets `callbacks`
         trainer.callbacks = [*trainer.callbacks, ReleaseOnException(self)]
         for i, module in enumerate(self.modules):
-            module.trainer = MemberTrainer(self, i)  # type: ignore[assignment]  # it passes for a Trainer
-            # Bound methods and partials, no lambdas: a spawned process gets them by pickle.
+            module.trainer = MemberTrainer(self, i)  # type: ignore[assignment]  # it acts as a Trainer
+            # Bound methods and partials rather than lambdas: a spawned process receives them by pickle.
             vars(module).update(
                 log=partial(self.logs.log, i),
                 optimizers=partial(self.optimization.optimizers_of, i),
@@ -153,12 +152,12 @@ class Members:
         self.call_each("setup", stage)
 
     def teardown(self, stage: str) -> None:
-        """Leave the members as they came."""
+        """Restore the members' original state."""
         self.call_each("teardown", stage)
         self.release()
 
     def release(self) -> None:
-        """Take back what :meth:`setup` gave to the members."""
+        """Remove what :meth:`setup` gave to the members."""
         trainer: Any = self.ensemble.trainer
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ReleaseOnException)]
         self.stopping = set()
@@ -173,7 +172,7 @@ class Members:
         self.call_each("on_fit_start")
 
     def on_train_epoch_start(self) -> None:
-        """Let a scheduler with which a callback has replaced the members' take effect for all of them."""
+        """If a callback has replaced the members' schedulers, apply the new one to all members."""
         self.optimization.follow_replaced_schedulers()
         self.call_each("on_train_epoch_start")
 
@@ -181,7 +180,7 @@ class Members:
         """Skip the rest of the epoch if all members ask for it.
 
         Returns:
-            -1 where every member returned -1, else None.
+            -1 if every member returned -1, else None.
 
         Raises:
             InputError: Some members returned -1 and others did not.
@@ -196,12 +195,12 @@ class Members:
         return -1 if all(skips) else None
 
     def on_train_epoch_end(self) -> None:
-        """Doubt a task that targets of this epoch contradict."""
+        """Put the task in doubt if targets of this epoch contradict it."""
         self.call_each("on_train_epoch_end")
         self.metrics.agree_on_task()
 
     def on_train_end(self) -> None:
-        """Warn where some members stopped the training of all."""
+        """Warn if some members stopped the training of all."""
         if self.stopping and len(self.stopping) < len(self.modules):
             rank_zero_warn(
                 f"Member {min(self.stopping)} set `trainer.should_stop`, which stops all members: the others may end earlier than "
@@ -220,9 +219,9 @@ class Members:
         self.metrics.log("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random streams, and what the members' own hooks put into a checkpoint."""
+        """Add the random streams, and the entries of the members' own hooks."""
         save_members(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the random streams and members' state; streams only when resuming."""
+        """Restore the members' state; the random streams only when a training resumes."""
         load_members(self, checkpoint)

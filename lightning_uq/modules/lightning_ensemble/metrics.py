@@ -1,4 +1,4 @@
-"""The metrics of an ensemble of LightningModules as a whole, beside what its members log."""
+"""The metrics of an ensemble of LightningModules as a whole, in addition to its members' logged values."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,38 +21,38 @@ if TYPE_CHECKING:
 
 
 class EnsembleMetrics(Part):
-    """The metrics under ``ensemble/val_*`` and ``ensemble/test_*``, which are left out where the data or outputs do not fit.
+    """The metrics under ``ensemble/val_*`` and ``ensemble/test_*``, which are skipped if the data or outputs do not fit.
 
-    Members that train alone need not fit the ensemble's task, so whatever fails here stops nothing, and is reported once. An input or an
-    output that is not finite is the exception: outside a training it is an error.
+    Members that train alone need not fit the ensemble's task, so failures here do not stop the run, and are reported once. The
+    exception are non-finite inputs or outputs: outside a training they are an error.
 
-    Metrics of a part of the data would pass for those of all of it, so one such batch leaves out the metrics of its loader.
+    One batch that does not fit skips all metrics of its loader, because metrics of part of the data would look like those of all.
 
-    Another rank may not have seen that batch, or may have had no batch at all. So the ranks decide together when an evaluation
-    ends, and only then log the metrics: no rank waits for a value that another one does not compute. Lightning gives each of
-    several loaders only the values that were logged in its steps. On one process, the metrics of several loaders are therefore
-    logged in the steps, and are NaN after a batch that does not fit; on several, each loader's results hold those of all.
+    Another rank may have no such batch, or no batch at all. The ranks therefore decide together at the end of an evaluation, and log
+    the metrics only then, so no rank waits for a value that another does not compute. With several loaders, Lightning gives each
+    loader only the values logged in its steps. On one process, the metrics of several loaders are therefore logged in the steps, and
+    are NaN after a batch that does not fit. On several processes, each loader's results contain the values of all loaders.
     """
 
     def __init__(self, members: "Members") -> None:
         super().__init__(members)
-        self._reasons: dict[int, str | None] = {}  # by loader, of which this rank has seen a batch
+        self._reasons: dict[int, str | None] = {}  # by loader, for loaders of which this rank has seen a batch
         self._metric_sets = nn.ModuleList()
         self._is_validation = True
         self._notified = False
 
     @property
     def are_logged_at_end(self) -> bool:
-        """Whether the metrics of this evaluation are logged when it ends, instead of in its steps."""
+        """Whether the metrics of this evaluation are logged at its end instead of in its steps."""
         return self.members.ensemble.trainer.world_size > 1 or len(self._metric_sets) == 1
 
     def start(self, stage: str, metric_sets: nn.ModuleList) -> None:
-        """Begin an evaluation with one set of metrics per loader."""
+        """Start an evaluation with one set of metrics per loader."""
         self._is_validation = stage == "val"
         self._reasons, self._metric_sets = {}, metric_sets
 
     def update(self, batch: Any, dataloader_idx: int, evaluate: Callable[[], None]) -> None:
-        """Let ``evaluate`` update the metrics of a loader, unless a batch of it does not fit."""
+        """Let ``evaluate`` update a loader's metrics, unless one of its batches does not fit."""
         ensemble = self.members.ensemble
         is_left_out = self._reasons.get(dataloader_idx) is not None
         if is_left_out and (ensemble.inferred_task is None or ensemble.inferred_task.is_open):
@@ -62,14 +62,14 @@ class EnsembleMetrics(Part):
             if reason is None:
                 x, y = ensemble.unpack_batch(batch)
                 self._look_at_task(x, y)
-                reason = unscorable_reason(ensemble, y)  # type: ignore[arg-type]  # a layout has a target
+                reason = unscorable_reason(ensemble, y)  # type: ignore[arg-type]  # y is not None if the layout is known
             if reason is None and not is_left_out:
                 evaluate()
-        except Exception as error:  # a member's forward and the user's own functions may raise anything
+        except Exception as error:  # a member's forward and the user's functions can raise any exception
             is_error = isinstance(error, NotFiniteError | NotFittedError)
             if is_error and ensemble.trainer.state.fn != TrainerFn.FITTING:
                 raise
-            reason = _described(error)
+            reason = _failure_text(error)
         if is_left_out:
             return
         if reason is not None:
@@ -78,7 +78,7 @@ class EnsembleMetrics(Part):
         self._reasons[dataloader_idx] = reason
 
     def log(self, stage: str) -> None:
-        """Log the metrics of every loader whose batches fit on all ranks; to be called on all ranks."""
+        """Log the metrics of every loader whose batches fit on all ranks. Call it on all ranks."""
         ensemble = self.members.ensemble
         loaders = range(len(self._metric_sets))
         reasons = [self._reasons.get(i) for i in loaders]
@@ -89,7 +89,7 @@ class EnsembleMetrics(Part):
         reason = next(filter(None, reasons), None)
         if reason is not None and not self._notified:
             inferred = ensemble.inferred_task
-            default = f" Predictions are read with `task={describe(ensemble.task)}`; pass `task` if they are not."
+            default = f" Predictions are read with `task={describe(ensemble.task)}`; pass `task` if that is wrong."
             is_default = inferred is not None and inferred.name is None
             rank_zero_info(
                 f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.{default if is_default else ''}"
@@ -97,15 +97,15 @@ class EnsembleMetrics(Part):
             self._notified = True
         for i in loaders if self.are_logged_at_end else ():
             if any_seen[i] and reasons[i] is None:
-                # At an epoch's end Lightning adds no loader to the names.
+                # At the end of an epoch, Lightning does not append loader numbers to the names.
                 loader = f"/dataloader_idx_{i}" if len(loaders) > 1 else ""
                 for key, metric in self._metrics(i).items():
                     name = f"ensemble/{stage}_{key}{loader}"
-                    # A metric counts for itself, so the size of the batch is 1.
+                    # A metric counts its samples itself, so the batch size is 1.
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
     def look_at_training(self, batch: Any, batch_idx: int) -> None:
-        """Look for the task in the first training batch, if nobody said it, and for contradictions in all."""
+        """If no task was given, look for it in the first training batch, and for contradictions in all batches."""
         ensemble = self.members.ensemble
         if ensemble.inferred_task is None:
             return
@@ -120,11 +120,11 @@ class EnsembleMetrics(Part):
                 ensemble.inferred_task.note(y)
         except Exception as error:  # as in `update`
             report_guess(
-                f"A training batch does not show the task of the ensemble as a whole: {_described(error)}", ensemble
+                f"A training batch does not show the task of the ensemble as a whole: {_failure_text(error)}", ensemble
             )
 
     def agree_on_task(self) -> None:
-        """Take the task that batches of any rank have shown, and every doubt of it; to be called on all ranks."""
+        """Take the task, and any doubt about it, from the batches of all ranks. Call it on all ranks."""
         ensemble = self.members.ensemble
         if ensemble.inferred_task is not None and ensemble.inferred_task.agree(
             self.members.modules[0], ensemble.trainer
@@ -136,7 +136,7 @@ class EnsembleMetrics(Part):
             self._follow_task()
 
     def _follow_task(self) -> None:
-        """Take an inferred task, with its metrics."""
+        """Take over an inferred task, with its metrics."""
         self.members.ensemble.follow_inferred_task()
         for metrics in self._metric_sets:
             kept = metrics["loss"]  # type: ignore[index]  # a ModuleList yields bare Modules
@@ -148,6 +148,6 @@ class EnsembleMetrics(Part):
         return dict(self._metric_sets[dataloader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
 
 
-def _described(error: Exception) -> str:
-    """An error as the reason why something is left out."""
+def _failure_text(error: Exception) -> str:
+    """An error's text as the reason for skipping metrics."""
     return str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"

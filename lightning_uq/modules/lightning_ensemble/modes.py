@@ -1,4 +1,4 @@
-"""Train and eval modes around an evaluation: each member decides its own, as it would alone."""
+"""Train and eval modes around an evaluation: each member chooses its own, as it would alone."""
 
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class MemberModes(Part):
     """Lightning's ``on_*_model_eval`` and ``on_*_model_train``, for the ensemble and each member.
 
-    Lightning remembers the mode of every module before an evaluation and puts it back afterwards. A module with its own
-    ``on_*_model_train`` takes that over; this then puts back the modes of the ensemble outside its members.
+    Lightning stores the mode of every module before an evaluation and restores it afterwards, except for modules with their own
+    ``on_*_model_train``. In that case, this class restores the modes of the ensemble outside its members.
     """
 
     def __init__(self, members: "Members") -> None:
@@ -54,7 +54,7 @@ class MemberModes(Part):
         self._call(hook)
 
     def _call(self, hook: str) -> None:
-        # Lightning's own hook is called too, where a member does not override it: it sets the member's mode.
+        # Members without an override need Lightning's own hook: it sets their mode.
         for i in range(len(self.members.modules)):
             with self.members.using_stream(i) as member:
                 getattr(member, hook)()

@@ -1,4 +1,4 @@
-"""The optimization of LightningModules side by side: one step of the ensemble is a step of each member."""
+"""The joint optimization of LightningModules: one step of the ensemble is one step of each member."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class MemberOptimization(Part):
-    """The members' optimizers and schedulers while a fit runs, and Lightning's hooks about them.
+    """The members' optimizers and schedulers during a fit, and Lightning's hooks for them.
 
     Attributes:
         optimizers: Each member's optimizer.
-        schedulers: Each member's schedulers, with their settings.
+        schedulers: Each member's schedulers and their settings.
     """
 
     def __init__(self, members: "Members") -> None:
@@ -45,12 +45,12 @@ class MemberOptimization(Part):
         """The members' optimizers as one; their schedulers join Lightning's in :meth:`attach_schedulers`.
 
         Raises:
-            InputError: A member cannot train beside others, or its optimizer holds parameters that are not its own.
+            InputError: A member cannot train with others, or its optimizer holds another member's parameters.
         """
         self.optimizers, self.schedulers = [], []
         for i in range(len(self.members.modules)):
             with self.members.using_stream(i) as member:
-                check_member(member)  # its `setup` may have turned automatic optimization off
+                check_member(member)  # again: its `setup` may have turned automatic optimization off
                 returned = member.configure_optimizers()
             optimizer, configs = configure_member(member, f"member_{i}", returned)
             self._check_parameters(i, optimizer)
@@ -62,7 +62,7 @@ class MemberOptimization(Part):
         return CompositeOptimizer(self.optimizers)
 
     def _check_parameters(self, i: int, optimizer: Optimizer) -> None:
-        """Refuse parameters that another member owns or trains. Frozen ones may be shared."""
+        """Refuse parameters that another member owns or trains. Frozen parameters may be shared."""
         kind = type(self.members.modules[i]).__name__
         trained = {id(p): p for p in _parameters(optimizer) if p.requires_grad}
         for j, member in enumerate(self.members.modules):
@@ -75,8 +75,8 @@ class MemberOptimization(Part):
             shared = [p for p in _parameters(other) if id(p) in trained]
             if shared:
                 raise InputError(
-                    f"The optimizers of members {j} and {i} hold the same parameter of shape {tuple(shared[0].shape)}, which is outside "
-                    f"of both, so they would train it together. Let `configure_optimizers` of {kind} pass `self.parameters()`."
+                    f"The optimizers of members {j} and {i} hold the same parameter of shape {tuple(shared[0].shape)}, which belongs to "
+                    f"neither, so both would train it. Let `configure_optimizers` of {kind} pass `self.parameters()`."
                 )
 
     def attach_schedulers(self) -> None:
@@ -96,9 +96,9 @@ class MemberOptimization(Part):
         trainer.strategy.lr_scheduler_configs = [] if resumed else self._all_schedulers()
 
     def follow_replaced_schedulers(self) -> None:
-        """Drop every member's schedulers where a callback has replaced the first, as stochastic weight averaging does.
+        """If a callback has replaced the first scheduler, as stochastic weight averaging does, drop every member's schedulers.
 
-        The replacement schedules the composite optimizer, and so all members. Each then sees it as its own.
+        The replacement schedules the composite optimizer, and so all members. Each member then sees it as its own scheduler.
         """
         configs = self.members.ensemble.trainer.strategy.lr_scheduler_configs
         own = {id(config) for config in self._all_schedulers()}
@@ -122,7 +122,7 @@ class MemberOptimization(Part):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Step a scheduler the way its owner does, and one that a callback has installed the way Lightning does."""
+        """Step a member's scheduler as that member does, and a callback's scheduler as Lightning does."""
         for i, configs in enumerate(self.schedulers):
             if any(config.scheduler is scheduler for config in configs):
                 with self.members.using_stream(i) as member:
@@ -137,7 +137,7 @@ class MemberOptimization(Part):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Run one closure for all members, then each member's own step; a gradient scaler unscales each by itself."""
+        """Run one closure for all members, then each member's own step; a gradient scaler unscales each member separately."""
         step_member = partial(self._step_member, epoch, batch_idx)
         precision = self.members.ensemble.trainer.precision_plugin
         scaler = self.members.ensemble.gradient_scaler
@@ -146,7 +146,7 @@ class MemberOptimization(Part):
             step(closure=optimizer_closure, step_member=step_member)
             return
         assert optimizer_closure is not None
-        # Lightning would look for infinite gradients once for all: a member that overflows would stop the others.
+        # Lightning would search for infinite gradients once for all: a member that overflows would block the others.
         skipped = optimizer_closure() is None
         optimizers = {i: o for i, o in enumerate(self.optimizers) if not skipped and _has_gradient(o)}
         for member_optimizer in optimizers.values():
@@ -167,18 +167,18 @@ class MemberOptimization(Part):
             self._wrapped[i].step()
 
     def _loss_of(self, i: int) -> Tensor | None:
-        """The closure of member i's own ``optimizer_step``: it ran already, for all members at once."""
+        """The closure for member i's own ``optimizer_step``. It has run already, for all members at once."""
         loss = self.members.steps.losses[i]
         return None if loss is None else loss.detach().clone()
 
     def on_validation_model_zero_grad(self) -> None:
-        """Clear gradients before a validation the way each member does."""
+        """Clear gradients before a validation as each member does."""
         for i in range(len(self.members.modules)):
             with self.members.using_stream(i) as member:
                 member.on_validation_model_zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Clear gradients the way each member does."""
+        """Clear gradients as each member does."""
         for member, own in zip(self.members.modules, self.optimizers, strict=True):
             member.optimizer_zero_grad(epoch, batch_idx, own)
 
@@ -188,7 +188,7 @@ class MemberOptimization(Part):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each member's gradient by itself."""
+        """Clip each member's gradient separately."""
         for member, own in zip(self.members.modules, self.optimizers, strict=True):
             member.configure_gradient_clipping(own, gradient_clip_val, gradient_clip_algorithm)
 

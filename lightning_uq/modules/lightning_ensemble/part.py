@@ -1,4 +1,4 @@
-"""The base of the parts that :class:`~lightning_uq.modules.lightning_ensemble.members.Members` is made of."""
+"""The base class of the parts of :class:`~lightning_uq.modules.lightning_ensemble.members.Members`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 class Part:
-    """A part of :class:`Members`. Its state belongs to one run, so a copy of the ensemble starts with an empty one.
+    """A part of :class:`Members`. Its state belongs to one run, so a copy of the ensemble starts with an empty state.
 
     Args:
-        members: The members that it serves.
+        members: The members that the part serves.
     """
 
     def __init__(self, members: "Members") -> None:

@@ -1,4 +1,4 @@
-"""The training and evaluation steps of LightningModules that are members."""
+"""The training and evaluation steps of LightningModules as members."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ class MemberSteps(Part):
     """The members' steps for the current batch.
 
     Attributes:
-        outputs: The value of each member's step, as Lightning would pass it to ``on_*_batch_end``.
-        losses: Each member's loss over the number of accumulated batches, or None where it skipped the step.
+        outputs: The result of each member's step, as Lightning would pass it to ``on_*_batch_end``.
+        losses: Each member's loss divided by the number of accumulated batches; None if it skipped the step.
     """
 
     def __init__(self, members: "Members") -> None:
@@ -34,25 +34,25 @@ class MemberSteps(Part):
         self.losses: list[Tensor | None] = []
         self._batches: dict[int, Any] = {}
         self._step_input = StepInput()
-        self._evaluated: tuple[Any, int] | None = None  # the batch before the transfer hooks, and its loader
+        self._evaluated: tuple[Any, int] | None = None  # the batch before the transfer hooks, and the loader's number
 
     def forget(self) -> None:
-        """Drop the values of the last batch."""
+        """Drop the results for the last batch."""
         self.outputs, self.losses, self._batches = [], [], {}
 
     def end(self) -> None:
-        """Drop the values of a batch, and the batch itself."""
+        """Drop the results for a batch, and the batch itself."""
         self.forget()
         self._evaluated = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Every member's training step; the sum of their losses gives each its own gradient."""
+        """Run every member's training step. The sum of their losses gives each its own gradient."""
         self.outputs, self.losses = [], []
         accumulated = self.members.ensemble.trainer.accumulate_grad_batches
         losses = []
         for i in range(len(self.members.modules)):
             with self.members.using_stream(i) as member:
-                output = self._trained(member, self.batch_of(i, batch), batch_idx)
+                output = self._training_output(member, self.batch_of(i, batch), batch_idx)
             self._release(i, "on_train_batch_end")
             loss, extra = _loss_and_rest(output, member)
             if loss is None:
@@ -66,7 +66,7 @@ class MemberSteps(Part):
         return sum(losses[1:], losses[0]) if losses else None
 
     def evaluation_step(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """Every member's ``validation_step`` or ``test_step``, where it has one; ``stage`` is ``"val"`` or ``"test"``."""
+        """Run ``validation_step`` or ``test_step`` of every member that has it; ``stage`` is ``"val"`` or ``"test"``."""
         step = "validation_step" if stage == "val" else "test_step"
         self.outputs = [None] * len(self.members.modules)
         for i, member in enumerate(self.members.modules):
@@ -82,13 +82,13 @@ class MemberSteps(Part):
         self.members.logs.log_means()
 
     def _watch(self, member: LightningModule, batch: Any) -> None:
-        """Watch whether a member's step uses the input that the ensemble as a whole reads of its batch."""
+        """Start to record whether a member's step uses the input that the ensemble's metrics read from the batch."""
         ensemble = self.members.ensemble
         if ensemble.network.read_output.predict_fn is None and layout_problem(ensemble, batch) is None:
             self._step_input.start(member, *ensemble.unpack_batch(batch))
 
-    def _trained(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
-        """What a member's ``training_step`` returns, averaged with that of an adversarial batch where one is asked for."""
+    def _training_output(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
+        """The result of a member's ``training_step``. With adversarial training, its loss is averaged with the adversarial one."""
         ensemble = self.members.ensemble
         if ensemble.adversary is None:
             return call_step(member.training_step, batch, batch_idx)
@@ -118,8 +118,8 @@ class MemberSteps(Part):
     def batch_of(self, i: int, batch: Any) -> Any:
         """Member i's own copy of the current batch, which it may change in place.
 
-        In training, validation and test it goes through the member's own ``on_after_batch_transfer``. A single member that
-        trains is the only user of the batch, and gets the batch itself. In evaluation the ensemble's metrics use it too.
+        In training, validation and test, the member's own ``on_after_batch_transfer`` is applied to it. A single member that trains
+        is the only user of the batch, and gets the batch itself. In evaluation the ensemble's metrics use the batch too.
         """
         if i not in self._batches:
             member = self.members.modules[i]
@@ -134,15 +134,15 @@ class MemberSteps(Part):
         return self._batches[i]
 
     def _release(self, i: int, last_hook: str) -> None:
-        """Drop member i's batch after its step, unless the member sees the batch once more."""
+        """Drop member i's batch after its step, unless a later hook of the member gets it."""
         if not overrides(self.members.modules[i], last_hook):
             del self._batches[i]
 
     def after_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """The ensemble's ``on_after_batch_transfer``: outside of training, the first member's.
+        """The ensemble's ``on_after_batch_transfer``. Outside of training, it applies the first member's.
 
         The ensemble's metrics, its predictions and the callbacks read one input. In validation and test, the other members get
-        the batch as it was.
+        the batch as it was before.
         """
         ensemble, first = self.members.ensemble, self.members.modules[0]
         trainer = trainer_of(ensemble)
@@ -170,7 +170,7 @@ def call_step(step: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _loss_and_rest(output: Any, member: LightningModule) -> tuple[Tensor | None, dict[str, Any]]:
-    """The loss that a ``training_step`` returned, and what it returned besides."""
+    """The loss that a ``training_step`` returned, and the rest of its result."""
     if not isinstance(output, Mapping):
         return output, {}
     if output.get("loss") is None:
@@ -182,10 +182,10 @@ def _loss_and_rest(output: Any, member: LightningModule) -> tuple[Tensor | None,
 
 
 def _with_input(batch: Any, old: Any, new: Tensor) -> Any:
-    """The batch with another input, in the place where it holds the old one.
+    """The batch with its input replaced, in the same place.
 
     Raises:
-        InputError: It does not hold that very object.
+        InputError: The batch does not hold that very object.
     """
     if batch is old:
         return new
@@ -194,7 +194,7 @@ def _with_input(batch: Any, old: Any, new: Tensor) -> Any:
     )
     if not any(value is old for value in values):
         raise InputError(
-            f"Adversarial training changes the input inside of a batch, but a {type(batch).__name__} does not hold what `unpack_batch` "
+            f"Adversarial training replaces the input inside a batch, but the {type(batch).__name__} does not hold what `unpack_batch` "
             "returns. Let `unpack_batch` return the tensor itself, as it lies in the batch."
         )
     changed = [new if value is old else value for value in values]

@@ -1,4 +1,4 @@
-"""A member's view of the Trainer: what it would see if it trained alone."""
+"""A member's view of the Trainer: the values that it would see if it trained alone."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class MemberTrainer:
-    """The ensemble's Trainer, whose model, optimizers and logged values are a member's own.
+    """The ensemble's Trainer with a member's own model, optimizers and logged values.
 
-    Everything else is the Trainer's, and attributes are set on it. It has one loop: the first member that sets
+    Everything else belongs to the Trainer, and attributes are set on the Trainer. There is one loop: the first member that sets
     ``should_stop`` stops all, and a warning names it when the training ends.
 
     Args:
         members: The members.
-        i: The member whose view it is.
+        i: Number of the member.
     """
 
     _members: "Members"
@@ -41,7 +41,7 @@ class MemberTrainer:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """The member's optimizer, once it is configured."""
+        """The member's optimizer, after it is configured."""
         return self._members.optimization.optimizers[self._i : self._i + 1]
 
     @property
@@ -53,12 +53,12 @@ class MemberTrainer:
 
     @property
     def callback_metrics(self) -> dict[str, Any]:
-        """The Trainer's values, with those that the member logged under the names that it used."""
+        """The Trainer's values, and the member's logged values under their original names."""
         return self._own_names(self._shared.callback_metrics)
 
     @property
     def logged_metrics(self) -> dict[str, Any]:
-        """The Trainer's values, with those that the member logged under the names that it used."""
+        """The Trainer's values, and the member's logged values under their original names."""
         return self._own_names(self._shared.logged_metrics)
 
     def _own_names(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class MemberTrainer:
         own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         return {**values, **own}
 
-    @property  # type: ignore[misc]  # so that `isinstance(self.trainer, Trainer)` holds, in the member's tree
+    @property  # type: ignore[misc]  # makes `isinstance(self.trainer, Trainer)` true, in the member's class tree
     def __class__(self) -> type:
         kind = in_tree_of(self.model, Trainer)
         return type(self._shared) if kind is Trainer else kind
@@ -83,7 +83,7 @@ class MemberTrainer:
 
 
 class ReleaseOnException(Callback):
-    """Leaves the members as they came when a run fails: Lightning tells callbacks of an exception, but no module.
+    """Restores the members' original state when a run fails: Lightning reports exceptions to callbacks only, not to modules.
 
     Args:
         members: The members.
@@ -93,5 +93,5 @@ class ReleaseOnException(Callback):
         self._members = members
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take back what ``setup`` gave to the members."""
+        """Remove what ``setup`` gave to the members."""
         self._members.release()

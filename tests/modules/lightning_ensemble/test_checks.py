@@ -51,8 +51,8 @@ class NoStep(LightningModule):
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        (Manual, "Manual must leave optimization to Lightning, but it optimizes by hand"),
-        (Late2, "Late2 must leave optimization to Lightning, but it optimizes by hand"),
+        (Manual, "Manual must leave optimization to Lightning, but it uses manual optimization"),
+        (Late2, "Late2 must leave optimization to Lightning, but it uses manual optimization"),
         (TwoOptimizers, "`configure_optimizers` of TwoOptimizers must return one optimizer, but it returned 2"),
         (NoOptimizer, "`configure_optimizers` of NoOptimizer must return one optimizer, but it returned 0"),
         (
@@ -81,9 +81,7 @@ def test_modules_that_cannot_train_side_by_side(factory, message, make_trainer):
     ],
 )
 def test_arguments_that_modules_bring_themselves(arguments, name):
-    with pytest.raises(
-        InputError, match=rf"`{name}` must be left out where members are LightningModules, .* Lit brings"
-    ):
+    with pytest.raises(InputError, match=rf"`{name}` must be left out if members are LightningModules, .* Lit brings"):
         EnsembleModule(Lit, num_members=2, **arguments)
 
 

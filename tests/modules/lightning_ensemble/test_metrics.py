@@ -45,8 +45,8 @@ def test_output_picks_the_logits_from_what_a_member_returns(make_trainer):
 @pytest.mark.parametrize(
     ("batch", "reason"),
     [
-        (lambda x, y: TensorDataset(x, x[:, :2]), "the targets are no class labels"),
-        (lambda x, y: TensorDataset(x, torch.where(y == 0, -1, y)), "the targets are no class labels"),
+        (lambda x, y: TensorDataset(x, x[:, :2]), "the targets are not class labels"),
+        (lambda x, y: TensorDataset(x, torch.where(y == 0, -1, y)), "the targets are not class labels"),
         (lambda x, y: [{"a": a, "b": a} for a in x], "A mapping batch must hold `input`"),
         (lambda x, y: TensorDataset(x), "the batches hold no target"),
     ],
@@ -110,7 +110,7 @@ def test_members_without_a_density_train_and_validate_by_their_own_steps(make_tr
     trainer = make_trainer()
     trainer.fit(ensemble, data, data)
     assert set(trainer.callback_metrics) == {"val_loss", "member_0/val_loss", "member_1/val_loss"}
-    with pytest.raises(InputError, match="argument `output` a function that makes them"):
+    with pytest.raises(InputError, match="a function that computes them as `output`"):
         trainer.predict(ensemble, data)
 
 

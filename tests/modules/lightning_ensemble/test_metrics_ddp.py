@@ -105,7 +105,7 @@ def test_ranks_agree_on_the_metrics_that_they_log(run_script):
     bad = found["rank 1 has a bad row"][0]
     assert bad["names"] == []
     assert len(bad["told"]) == 1
-    assert "the targets are no class labels" in bad["told"][0]
+    assert "the targets are not class labels" in bad["told"][0]
     names = found["one of two loaders has a bad row"][0]["names"]
     assert "ensemble/val_nll/dataloader_idx_1" in names
     assert all(name.endswith("dataloader_idx_1") for name in names)

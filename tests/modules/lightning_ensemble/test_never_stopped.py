@@ -99,7 +99,7 @@ def rows(*columns):
 NAN = X.clone()
 NAN[3, 1] = math.nan
 CASES = {
-    "a label out of range": (Member, rows(X, torch.where(Y == 1, -100, Y)), "no class labels"),
+    "a label out of range": (Member, rows(X, torch.where(Y == 1, -100, Y)), "not class labels"),
     "a mapping as output": (DictOutput, rows(X, Y), r"keys \['aux', 'out'\].*argument `output`"),
     "another input": (SwappedInput, rows(X[:, :2], Y, X), r"does not take an input of shape \[8, 2\]"),
     "a mapping of many": (

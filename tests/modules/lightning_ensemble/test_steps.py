@@ -189,5 +189,5 @@ def test_an_adversarial_step_changes_the_input_wherever_the_batch_holds_it(make_
     torch.testing.assert_close((changed - clean).abs(), torch.full((4, 4), 0.1))
 
     scaled = EnsembleModule(UnderItsOwnName, **options, unpack_batch=lambda batch: (batch["image"] / 2, batch["label"]))
-    with pytest.raises(InputError, match="a dict does not hold what `unpack_batch` returns"):
+    with pytest.raises(InputError, match="the dict does not hold what `unpack_batch` returns"):
         make_trainer(max_epochs=1).fit(scaled, rows)

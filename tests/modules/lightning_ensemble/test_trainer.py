@@ -146,7 +146,7 @@ class RegistersIt(SharesALayer):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        (SharesALayer, r"members 0 and 1 hold the same parameter of shape \(3, 3\), which is outside of both"),
+        (SharesALayer, r"members 0 and 1 hold the same parameter of shape \(3, 3\), which belongs to neither"),
         (RegistersIt, "optimizer of member 0 holds parameters of member 1"),
     ],
 )

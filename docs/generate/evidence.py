@@ -1,0 +1,61 @@
+"""One sentence per method on what ``benchmarks/reproduce/published/`` found on published data."""
+
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "reproduce" / "published"
+
+
+def of(name: str) -> str:
+    """The sentence on a method; empty where no published data were tried."""
+    make = {
+        "ensemble": lambda: _uci("ensemble"),
+        "dropout": lambda: _uci("dropout"),
+        "temperature": _temperature,
+        "conformal": lambda: _coverage("absolute"),
+        "conformal_quantile": lambda: _coverage("cqr"),
+    }.get(name)
+    return make() if make else ""
+
+
+@functools.cache
+def _results(name: str) -> dict[str, dict]:
+    return json.loads((PUBLISHED / f"{name}.json").read_text())["results"]
+
+
+def _by_set(runs: Iterable[str]) -> dict[str, list[str]]:
+    """The runs of each data set: "yacht-0" is a run of "yacht"."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(run.rsplit("-", 1)[0], []).append(run)
+    return found
+
+
+def _uci(method: str) -> str:
+    results = _results("uci")
+    sets = _by_set(results)
+    better = sum(
+        fmean(results[run][method]["nll"] for run in runs) < fmean(results[run]["single"]["nll"] for run in runs)
+        for runs in sets.values()
+    )
+    return f"UCI regression: lower mean NLL than one network on {better} of {len(sets)} sets"
+
+
+def _temperature() -> str:
+    results = _results("calibration")
+    sets = _by_set(results)
+    better = sum(
+        fmean(results[run]["T"]["nll"] for run in runs) < fmean(results[run]["before"]["nll"] for run in runs)
+        for runs in sets.values()
+    )
+    return f"Saved predictions: lower mean NLL than before on {better} of {len(sets)} classifiers"
+
+
+def _coverage(kind: str) -> str:
+    found = [values[kind]["coverage"] for run, values in _results("conformal").items() if run.startswith("numbers-")]
+    return (
+        f"UCI regression: 90 % intervals cover {100 * min(found):.1f} to {100 * max(found):.1f} % on {len(found)} sets"
+    )

@@ -1,0 +1,102 @@
+"""What the site generates: references, tables of methods, lists of names."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import lightning_uq
+from docs.generate import bibliography, chooser, evidence, repository
+from lightning_uq.compare.planning.discovery import methods
+from lightning_uq.tasks.names import TASKS
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [*(ROOT / "docs").glob("*/*.md"), *(ROOT / "docs").glob("[!R]*.md"), *(ROOT / "lightning_uq").rglob("*.py")]
+
+
+def test_every_citation_has_an_entry():
+    keys, entries = set(bibliography.references()), bibliography.preprints()
+    unknown, missing = {}, {}
+    for path in TEXTS:
+        cited, preprints = bibliography.cited(path.read_text())
+        unknown |= dict.fromkeys(cited - keys, path.name)
+        missing |= dict.fromkeys(preprints - set(entries), path.name)
+    assert not unknown, "docs/references.bib lacks these keys"
+    assert not missing, "docs/references.bib lacks these arXiv numbers"
+
+
+def test_every_entry_is_read():
+    text = bibliography.FILE.read_text()
+    assert len(re.findall(r"^@", text, flags=re.MULTILINE)) == len(bibliography.references())
+    page = bibliography.page()
+    assert all(f'id="{key}"' in page for key in bibliography.references())
+
+
+def test_citations_become_links_outside_code_and_tags():
+    html = '<p title="[@osband2018]">As in [@osband2018; @rahaman2021] and arXiv 1612.01474.</p><code>[@osband2018] arXiv 1612.01474</code>'
+    linked = bibliography.link(html, "../references.html", "page.md")
+    assert linked == (
+        '<p title="[@osband2018]">As in [<a href="../references.html#osband2018">Osband et al., 2018</a>; <a href="../references.html#rahaman2021">Rahaman and Thiery, 2021</a>] and '
+        '<a href="../references.html#lakshminarayanan2017">arXiv 1612.01474</a>.</p><code>[@osband2018] arXiv 1612.01474</code>'
+    )
+    with pytest.raises(ValueError, match=r"page\.md cites 'nobody1900'"):
+        bibliography.link("<p>[@nobody1900]</p>", "", "page.md")
+
+
+def test_the_table_has_every_method_and_its_tasks():
+    found = {row.name: set(row.tasks) for row in chooser.rows()}
+    assert found == {name: {t for t in TASKS if name in methods(t)} for task in TASKS for name in methods(task)}
+    html = chooser.table()
+    assert all(f"<code>{name}</code>" in html for name in found)
+
+
+def test_the_costs_and_scores_are_those_of_the_readme():
+    demo = chooser.demo()
+    ensemble = next(row for row in chooser.rows() if row.name == "ensemble")
+    assert ensemble.costs["parameters"] == 5
+    assert set(demo["digits"]) == set(methods())
+    text = (ROOT / "README.md").read_text()
+    for name, row in demo["digits"].items():
+        assert re.search(rf"^\| {name} \|.*{re.escape(row['NLL'])}.*{re.escape(row['ms/1k'])} \|$", text, re.MULTILINE)
+    page = chooser.page_table(ROOT / "docs" / "methods" / "ensemble.md")
+    assert "| `ensemble` | 5 × |" in page
+    assert "(../results.md)" in page
+
+
+def test_ddp_is_read_from_the_contract():
+    assert chooser.runs_under_ddp(ROOT / "docs" / "methods" / "ensemble.md") == "yes"
+    contract = (ROOT / "docs" / "contract.md").read_text()
+    columns = re.findall(r"^\| \|.*", contract, flags=re.MULTILINE)
+    assert all(" ddp " in line for line in columns[:2])
+
+
+def test_the_evidence_counts_the_results():
+    """The ensemble beats one network on each set of the page's table; the cells are compared here, not the runs."""
+    table = (ROOT / "docs" / "results.md").read_text().split("<!-- uci -->")[1].split("| NLL |")[1].split("\n\n")[0]
+    rows = [line.split("|") for line in table.splitlines()[2:]]
+    better = sum(float(row[4].split()[0]) < float(row[5].split()[0]) for row in rows)
+    assert evidence.of("ensemble").endswith(f"on {better} of {len(rows)} sets")
+    assert evidence.of("vim") == ""
+
+
+def test_links_are_the_same_in_the_repository_and_in_the_site():
+    assert repository.relink("[a](../CONTRIBUTING.md#x)", "compare.md") == "[a](repository/CONTRIBUTING.md#x)"
+    assert repository.relink("[a](docs/contract.md)", "repository/CONTRIBUTING.md") == "[a](../contract.md)"
+    assert repository.relink("[a](../choose.md)", "methods/ensemble.md") == "[a](../choose.md)"
+    assert repository.relink("[a](https://arxiv.org)", "compare.md") == "[a](https://arxiv.org)"
+
+
+def test_the_names_of_the_package_have_a_first_line():
+    from docs.generate import api
+
+    page = api.pages()["api/index.md"]()
+    for name in lightning_uq.__all__:
+        if not inspect.ismodule(getattr(lightning_uq, name)):
+            assert re.search(rf"^\| (?:<a id=\"[\w.]+\"></a>)?\[`{name}`\]\[[\w.]+\] \| \S", page, re.MULTILINE), name
+
+
+def test_every_methods_paper_is_among_the_references():
+    links = {entry.link.lower() for entry in bibliography.references().values()}
+    missing = {m.link for task in TASKS for m in methods(task).values() if m.link and m.link.lower() not in links}
+    assert not missing
