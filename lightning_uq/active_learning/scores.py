@@ -207,7 +207,7 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
     """
     check_score(name, options)
     if isinstance(outputs, Prediction) and (
-        name not in ACQUISITION_SCORES or not isinstance(outputs, ClassProbabilities) and name != "uniform"
+        name not in ACQUISITION_SCORES or (not isinstance(outputs, ClassProbabilities) and name != "uniform")
     ):
         own = outputs.score(name)
         return own.reshape(len(own), -1).mean(1)
