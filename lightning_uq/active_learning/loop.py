@@ -1,20 +1,22 @@
-"""The acquisition loop: train on the labelled data, score the unlabelled data, label the highest scores, repeat."""
+"""The acquisition loop: train on what is labelled, pick from what is not, and so on."""
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any, cast
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_uq.active_learning import scores
-from lightning_uq.batches import unpack_batch
+from lightning_uq._lightning import trainer_of
+from lightning_uq.active_learning.pool import PoolDataModule
+from lightning_uq.active_learning.strategies import Strategy, as_strategy
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -22,107 +24,139 @@ class Round:
     """One round of an acquisition.
 
     Attributes:
-        labelled: Positions in the data set of the training samples, in the order in which they were labelled.
+        number: Its number, from 0.
+        labelled: Positions in the data set that the module was trained on [L], in the order of their acquisition.
         module: The trained module.
-        pool: The other positions [P], ascending.
-        scores: Scores [P] of the pool.
-        acquired: Positions that are labelled next, the highest score first; they follow ``labelled`` in the next round.
+        acquired: Positions that are labelled next, in their order; they follow ``labelled`` in the next round. Empty in the last.
+        metrics: What ``measure`` returned.
     """
 
+    number: int
     labelled: Tensor
     module: LightningModule
-    pool: Tensor
-    scores: Tensor
     acquired: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def acquisition_rounds(
-    train: Callable[[Subset[Any]], LightningModule],
-    dataset: Dataset[Any],
-    labelled: Sequence[int] | Tensor,
+    train: Callable[[PoolDataModule], LightningModule],
+    data: PoolDataModule,
     num: int,
-    score: str = "mutual_information",
+    strategy: str | Strategy = "mutual_information",
     *,
+    measure: Callable[[LightningModule], Mapping[str, float]] | None = None,
+    folder: str | Path | None = None,
     batch_size: int = 256,
-    **options: Any,
 ) -> Iterator[Round]:
-    """Rounds of training and acquisition, until nothing is left to label.
+    """Rounds of training and acquisition, as many as are asked for, until the pool is empty.
 
-    Each round trains a new module from its initial weights, so it does not depend on earlier trainings. To limit the number of
-    rounds, use ``itertools.islice(acquisition_rounds(...), 5)``.
+    Each trains a new module from its start. Take a fixed number of rounds with ``itertools.islice(acquisition_rounds(...), 5)``.
 
     Args:
-        train: Builds a module and trains it on the given part of the data, with a Trainer of your own.
-        dataset: Map-style data of ``(x, y)`` or of mappings. Only ``"nll"`` and ``"joint_nll"`` read labels that are not acquired
-            yet.
-        labelled: Positions that are labelled at the start.
-        num: Number of samples labelled after each round; the last round takes the rest.
-        score: A key of :data:`~lightning_uq.active_learning.ACQUISITION_SCORES`.
-        batch_size: Number of inputs scored at a time, by the module's ``predict_step``.
-        options: Options of the score; see :func:`~lightning_uq.active_learning.score`.
+        train: Makes a module and trains it with a Trainer of your own, as in ``trainer.fit(module, data)``. Give it seeds, so
+            that a round can be repeated.
+        data: The labelled samples and the pool; its ``labelled`` grows.
+        num: Number of positions acquired after each round; the last takes what is left.
+        strategy: A strategy or its name; see :meth:`PoolDataModule.acquire`.
+        measure: Measures each trained module, before it acquires: metrics by name, such as its accuracy on test data.
+        folder: Where ``round-<k>.json`` is written after each round. If it holds rounds, they are not repeated: the loop goes on with the next
+            one, on the labels that they acquired. None: nothing is written.
+        batch_size: Inputs of the pool read at a time.
 
     Yields:
-        One :class:`Round` after another; the pool of the last is empty.
+        One :class:`Round` after another.
 
     Raises:
-        InputError: A position is unknown or repeated, there is none, or the score or its arguments are invalid.
+        InputError: An argument is out of range, the strategy is unknown, or the folder holds rounds of other data or another ``num``.
 
     Example:
         >>> from lightning_uq import EnsembleModule
-        >>> data = torch.utils.data.TensorDataset(torch.linspace(-1, 1, 20).unsqueeze(1), torch.arange(20) // 10)
-        >>> def train(part):
-        ...     return EnsembleModule(lambda: torch.nn.Linear(1, 2), num_members=3, seed=0)  # and trainer.fit(...)
-        >>> [len(done.labelled) for done in acquisition_rounds(train, data, labelled=[0, 19], num=8)]
+        >>> data = PoolDataModule(torch.utils.data.TensorDataset(torch.linspace(-1, 1, 20).unsqueeze(1), torch.arange(20) // 10), [0, 19])
+        >>> def train(data):
+        ...     return EnsembleModule(lambda: torch.nn.Linear(1, 2), num_members=3, seed=0)  # and trainer.fit(module, data)
+        >>> [len(done.labelled) for done in acquisition_rounds(train, data, num=8)]
         [2, 10, 18, 20]
     """
     check_integer("num", num, 1)
     check_integer("batch_size", batch_size, 1)
-    if not hasattr(dataset, "__len__"):
-        raise InputError(f"`dataset` must have a length, but it is a {type(dataset).__name__}.")
-    size = len(cast(Sized, dataset))
-    start = torch.as_tensor(labelled)
-    if start.ndim != 1 or not len(start) or start.is_floating_point() or start.dtype == torch.bool:
-        raise InputError(f"`labelled` must hold integer positions, at least one, but it is {labelled!r}.")
-    if not 0 <= int(start.min()) <= int(start.max()) < size or len(set(start.tolist())) < len(start):
-        raise InputError(f"`labelled` must hold distinct positions in [0, {size}), but it holds other values.")
-    scores.check_score(score, options)
-    return _rounds(train, dataset, start.long().cpu(), num, size, score, batch_size, options)
+    strategy = as_strategy(strategy)
+    records = None if folder is None else _Records(Path(folder), data, num)
+    return _rounds(train, data, num, strategy, measure, records, batch_size)
 
 
 def _rounds(
-    train: Callable[[Subset[Any]], LightningModule],
-    dataset: Dataset[Any],
-    labelled: Tensor,
+    train: Callable[[PoolDataModule], LightningModule],
+    data: PoolDataModule,
     num: int,
-    size: int,
-    score: str,
+    strategy: Strategy,
+    measure: Callable[[LightningModule], Mapping[str, float]] | None,
+    records: "_Records | None",
     batch_size: int,
-    options: dict[str, Any],
 ) -> Iterator[Round]:
-    while True:
-        module = train(Subset(dataset, labelled.tolist()))
+    number, is_done = (0, False) if records is None else records.resume()
+    while not is_done:
+        labelled = data.labelled
+        module = train(data)
         if not is_instance(module, LightningModule):
             raise InputError(f"`train` must return a LightningModule, but it returned a {type(module).__name__}.")
-        unlabelled = torch.ones(size, dtype=torch.bool)
-        unlabelled[labelled] = False
-        pool = unlabelled.nonzero().flatten()
-        if not len(pool):
-            yield Round(labelled, module, pool, torch.empty(0), pool)
+        metrics = {} if measure is None else dict(measure(module))
+        is_done = not len(data.pool)
+        acquired = labelled[:0] if is_done else data.acquire(module, num, strategy, batch_size=batch_size)
+        done = Round(number, labelled, module, acquired, metrics)
+        if records is not None:
+            records.write(done)
+        yield done
+        number += 1
+
+
+def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
+    """The rounds in a folder of :func:`acquisition_rounds`, in order: their ``labelled``, ``acquired`` and ``metrics``."""
+    found: list[dict[str, Any]] = []
+    while (path := Path(folder) / f"round-{len(found)}.json").exists():
+        found.append(json.loads(path.read_text()))
+    return found
+
+
+class _Records:
+    """The files of finished rounds."""
+
+    def __init__(self, folder: Path, data: PoolDataModule, num: int) -> None:
+        self.folder, self.data = folder, data
+        self.settings = {"num": num, "size": data.size, "seed": data.seed}
+        self._start = data.labelled
+
+    def resume(self) -> tuple[int, bool]:
+        """Label what finished rounds have acquired; the number of the next round, and whether nothing is left to do."""
+        labelled, acquired = self._start, None
+        rounds = read_rounds(self.folder)
+        for number, found in enumerate(rounds):
+            same = found["settings"] == self.settings and found["labelled"] == labelled.tolist()
+            if not same:
+                raise InputError(
+                    f"`folder` holds rounds of another experiment: {self._path(number)} has {found['settings']} and {len(found['labelled'])} labels, "
+                    f"but this one has {self.settings} and {len(labelled)}, or other positions. Choose another folder."
+                )
+            acquired = found["acquired"]
+            labelled = torch.cat([labelled, torch.tensor(acquired, dtype=torch.long)])
+        if acquired:
+            self.data.labelled = labelled
+        return len(rounds), acquired == []
+
+    def write(self, done: Round) -> None:
+        """Write the file of a round, on the first process."""
+        trainer = trainer_of(done.module)
+        if trainer is not None and not trainer.is_global_zero:
             return
-        found = _scores(module, DataLoader(Subset(dataset, pool.tolist()), batch_size), score, options)
-        acquired = pool[scores.select(found, min(num, len(pool)))]
-        yield Round(labelled, module, pool, found, acquired)
-        labelled = torch.cat([labelled, acquired])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "round": done.number,
+            "settings": self.settings,
+            "labelled": done.labelled.tolist(),
+            "acquired": done.acquired.tolist(),
+            "metrics": done.metrics,
+        }
+        with replacing(self._path(done.number)) as partial:
+            partial.write_text(json.dumps(content) + "\n")
 
-
-@torch.no_grad()
-def _scores(module: LightningModule, loader: DataLoader[Any], score: str, options: dict[str, Any]) -> Tensor:
-    """The score of every input, on the CPU."""
-    module.eval()
-    unpack = getattr(module, "unpack_batch", unpack_batch)
-    parts = []
-    for i, batch in enumerate(loader):
-        batch = move_data_to_device(batch, module.device)
-        labels = unpack(batch)[1] if score in scores.LABELLED else None
-        parts.append(scores.score(score, module.predict_step(batch, i), labels, **options).cpu())
-    return torch.cat(parts)
+    def _path(self, number: int) -> Path:
+        return self.folder / f"round-{number}.json"

@@ -20,12 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_uq.active_learning.selection import select
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import log_softmax, mean_log_probs, mutual_information, predictive_entropy
 from lightning_uq.functional.scores import max_softmax
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.validation import check_floating, check_integer, check_target, check_target_values
-from lightning_uq.predictions import ClassProbabilities, Prediction
+from lightning_uq.predictions import (
+    BernoulliPrediction,
+    CategoricalPrediction,
+    ClassProbabilities,
+    DirichletPrediction,
+    Prediction,
+    QuantilePrediction,
+    StudentTPrediction,
+)
 
 ClassValues = Sequence[float] | Tensor
 
@@ -165,22 +174,29 @@ LABELLED = frozenset({"nll", "joint_nll"})
 _POOLED = frozenset({"uniform", "nll", "predictive_entropy", "margin", "max_softmax", "scaled_mean"})
 
 
-def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None, **options: Any) -> Tensor:
-    """A score by its name, from logits or from a classifier's prediction.
+_PREDICTION_SCORES = frozenset(
+    name
+    for kind in (BernoulliPrediction, CategoricalPrediction, DirichletPrediction, QuantilePrediction, StudentTPrediction)
+    for name in kind.score_names
+) | {"log_density", "ood_score"}
 
-    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) are computed from any
-    prediction, after its calibration. ``mutual_information`` is computed from any prediction too, before a pooled calibration. The
-    others need the members, which ``return_members`` keeps.
+
+def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None, **options: Any) -> Tensor:
+    """A score by its name, of logits or of any prediction of this package.
+
+    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) include its calibration, and
+    ``mutual_information`` is the one of its hypotheses before a pooled one. The other scores of :data:`ACQUISITION_SCORES` need the members that
+    ``return_members`` keeps. All other names are those of :meth:`Prediction.score`: ``epistemic_variance`` of a regressor,
+    ``vacuity`` of a Dirichlet, or ``log_density``, by which low densities rank first.
 
     Args:
-        name: A key of :data:`ACQUISITION_SCORES`.
-        outputs: Logits [Z, B, C], or a :class:`~lightning_uq.CategoricalPrediction` or
-            :class:`~lightning_uq.DirichletPrediction`.
-        labels: Class indices [B], only used by the scores in :data:`LABELLED`.
+        name: A key of :data:`ACQUISITION_SCORES`, or a score of the prediction.
+        outputs: Logits [Z, B, C], or a prediction.
+        labels: Class indices [B], needed by the scores in :data:`LABELLED`, ignored by others.
         options: Further arguments of the score: ``class_values``, ``factor``, ``tau`` or ``generator``.
 
     Returns:
-        [B]; the highest are acquired first. For a prediction of maps, it is the mean over the positions of each input.
+        [B]; the highest are acquired first. A prediction of maps has the mean over the positions of each input.
 
     Raises:
         InputError: The name is unknown, labels are missing, or the prediction lacks what the score needs.
@@ -190,6 +206,13 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         tensor([0.6931, 0.0000])
     """
     check_score(name, options)
+    if isinstance(outputs, Prediction) and (
+        name not in ACQUISITION_SCORES or (not isinstance(outputs, ClassProbabilities) and name != "uniform")
+    ):
+        own = outputs.score(name)
+        return own.reshape(len(own), -1).mean(1)
+    if name == "uniform" and isinstance(outputs, Prediction):
+        return uniform(torch.zeros(1, len(outputs), 2), **options)
     if not isinstance(outputs, Tensor) and outputs.map_shape and name not in LABELLED:
         rows = score(name, _class_probabilities(name, outputs).as_rows(), **options)
         return rows.reshape(len(outputs), -1).mean(1)
@@ -199,6 +222,8 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         options["labels"] = labels
     if name == "mutual_information" and not isinstance(outputs, Tensor):
         return _class_probabilities(name, outputs).uncalibrated_mutual_information
+    if name not in ACQUISITION_SCORES:
+        raise InputError(f"The score {name!r} needs a prediction, but `outputs` holds logits.")
     logits = _logits(name, outputs)
     _check(logits)
     return ACQUISITION_SCORES[name](logits, **options)
@@ -206,35 +231,23 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
 
 def check_score(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown name, and options that the score does not take."""
-    if name not in ACQUISITION_SCORES:
-        raise InputError(f"`name` must be one of {', '.join(ACQUISITION_SCORES)}, but it is {name!r}.")
-    parameters = inspect.signature(ACQUISITION_SCORES[name]).parameters
+    if name not in ACQUISITION_SCORES and name not in _PREDICTION_SCORES:
+        names = (*ACQUISITION_SCORES, *sorted(_PREDICTION_SCORES - ACQUISITION_SCORES.keys()))
+        raise InputError(f"`name` must be one of {', '.join(names)}, but it is {name!r}.")
+    function = ACQUISITION_SCORES.get(name)
+    parameters = () if function is None else inspect.signature(function).parameters
     known = [option for option in parameters if option not in ("logits", "labels")]
     if not options.keys() <= set(known):
         raise InputError(f"The options of {name!r} must be among {known}, but they are {sorted(options)}.")
 
 
-def select(scores: Tensor, num: int) -> Tensor:
-    """Positions [num] of the highest scores, highest first; ties in order of position.
-
-    Args:
-        scores: [B].
-        num: Number of positions.
+def member_log_probs(prediction: Prediction) -> Tensor:
+    """Log-probabilities of the members of a prediction of classes [Z, B, C].
 
     Raises:
-        InputError: There are fewer scores, or a score is NaN.
-
-    Example:
-        >>> select(torch.tensor([0.1, 0.7, 0.2, 0.7]), 3)
-        tensor([1, 3, 2])
+        InputError: It is not a prediction of classes, or holds no members.
     """
-    check_floating("scores", scores, 1, "[B]")
-    check_integer("num", num, 1)
-    if scores.ndim > 1 or len(scores) < num:
-        raise InputError(f"`scores` must hold at least {num} numbers [B], but its shape is {list(scores.shape)}.")
-    if bool(scores.isnan().any()):
-        raise InputError(f"`scores` must hold numbers, but {int(scores.isnan().sum())} are NaN.")
-    return scores.argsort(descending=True, stable=True)[:num]
+    return log_softmax(_class_probabilities("of members", prediction).logits, 2)
 
 
 def acquire(name: str, outputs: Tensor | Prediction, num: int, labels: Tensor | None = None, **options: Any) -> Tensor:

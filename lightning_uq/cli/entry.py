@@ -13,7 +13,7 @@ from lightning_uq.version import __version__
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
 # Each is a function in a file of its name, which is loaded when it is called: torch and Lightning take seconds.
-_COMMANDS = ("compare", "report", "evaluate", "score", "bandit")
+_COMMANDS = ("compare", "report", "evaluate", "score", "active", "bandit")
 _LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 _HELP = f"""\
@@ -26,6 +26,7 @@ commands:
   report     the page, the figures and the table of a comparison again: RUN_DIR
   evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
   score      predictions and scores of a trained model for each row of a file: MODEL DATA --out FILE.parquet
+  active     learning curves of strategies that choose which samples to label next
   bandit     regret of uncertainty methods that choose actions by Thompson sampling, on problems of the Neural Testbed
   fit        train a module: --config FILE.yaml
   validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt

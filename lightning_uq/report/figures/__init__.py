@@ -3,6 +3,7 @@
 from lightning_uq.report.figures.coverage import coverage_figure
 from lightning_uq.report.figures.differences import difference_figure
 from lightning_uq.report.figures.drawing import COLORS, GREY, new_figure, to_png, to_svg
+from lightning_uq.report.figures.learning import learning_figure
 from lightning_uq.report.figures.regret import regret_figure
 from lightning_uq.report.figures.reliability import reliability_diagram
 from lightning_uq.report.figures.risk_coverage import risk_coverage_figure
@@ -13,6 +14,7 @@ __all__ = [
     "GREY",
     "coverage_figure",
     "difference_figure",
+    "learning_figure",
     "new_figure",
     "regret_figure",
     "reliability_diagram",
