@@ -176,7 +176,13 @@ _POOLED = frozenset({"uniform", "nll", "predictive_entropy", "margin", "max_soft
 
 _PREDICTION_SCORES = frozenset(
     name
-    for kind in (BernoulliPrediction, CategoricalPrediction, DirichletPrediction, QuantilePrediction, StudentTPrediction)
+    for kind in (
+        BernoulliPrediction,
+        CategoricalPrediction,
+        DirichletPrediction,
+        QuantilePrediction,
+        StudentTPrediction,
+    )
     for name in kind.score_names
 ) | {"log_density", "ood_score"}
 
