@@ -11,7 +11,7 @@ DATA holds torchvision's files of MNIST and FashionMNIST, and notMNIST as `image
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from image_sets import images
 from lightning.pytorch import Trainer, seed_everything
-from results import mean_and_error, reproduce
+from results import markdown, mean_and_error, reproduce
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
@@ -35,6 +35,7 @@ from lightning_uq.networks.backbones import LeNet
 
 OOD_SETS = {"notmnist": "notMNIST", "fashion": "FashionMNIST"}
 LOSSES = {"EDL": "evidential", "I-EDL": "i_edl", "R-EDL": "r_edl", "Re-EDL": "re_edl"}
+SHARED = ("max_softmax", "predictive_entropy")
 METHODS = ("softmax", "ensemble, 5", *LOSSES)
 PUBLISHED = {
     # MNIST accuracy in per cent, read in the papers; average precision of the test set against FashionMNIST by the largest probability and
@@ -55,7 +56,7 @@ def own_score(method: str) -> str:
 
 def scores(method: str) -> tuple[str, ...]:
     """What is tested: the own score first."""
-    return tuple(dict.fromkeys((own_score(method), "max_softmax", "predictive_entropy")))
+    return tuple(dict.fromkeys((own_score(method), *SHARED)))
 
 
 def make_module(method: str, epochs: int) -> UncertaintyModule:
@@ -94,6 +95,7 @@ def run(method: str, seed: int, root: Path, epochs: int) -> dict[str, Any]:
     others = {name: loader(*load(name, root), batch_size=1000) for name in OOD_SETS}
     trainer = Trainer(
         accelerator="cpu",
+        limit_val_batches=0,
         max_epochs=epochs,
         callbacks=[OODDetection(others, scores(method))],
         logger=False,
@@ -121,9 +123,77 @@ def jobs(options: Namespace) -> dict[str, Any]:
     }
 
 
+def table(results: Mapping[str, Any]) -> str:
+    """Each method on MNIST, and by its own score on the other sets; then all scores; in per cent, means over the seeds."""
+    found: dict[str, list[Any]] = {}
+    for method in METHODS:  # in this order, whatever ran first
+        if own := [result for job, result in results.items() if job.rpartition("-")[0] == method]:
+            found[method] = own
+
+    def cell(runs: Sequence[Any], key: str, metric: str | None = None, scale: float = 100, digits: int = 2) -> str:
+        values = [scale * (run[key] if metric is None else run[key][metric]) for run in runs]
+        return "".join(mean_and_error(values, digits))
+
+    detected = [f"{name}: {metric}" for name in OOD_SETS.values() for metric in ("AUROC", "AUPR")]
+    lines = markdown(
+        ["MNIST", "seeds", "accuracy", "papers", "NLL", "ECE", "score", *detected],
+        [
+            [
+                method,
+                str(len(runs)),
+                cell(runs, "accuracy"),
+                PUBLISHED[method][0],
+                cell(runs, "nll", scale=1, digits=4),
+                cell(runs, "ece"),
+                own_score(method),
+                *(
+                    cell(runs, f"{name}/{own_score(method)}", key)
+                    for name in OOD_SETS
+                    for key in ("auroc", "auprc_out")
+                ),
+            ]
+            for method, runs in found.items()
+        ],
+    )
+    lines += markdown(
+        ["AUROC", *(f"{name}: {score}" for name in OOD_SETS.values() for score in ("own", *SHARED))],
+        [
+            [
+                method,
+                *(
+                    cell(runs, f"{name}/{score}", "auroc")
+                    for name in OOD_SETS
+                    for score in (own_score(method), *SHARED)
+                ),
+            ]
+            for method, runs in found.items()
+        ],
+    )
+    lines += markdown(
+        [
+            "AUPR of the test set, FashionMNIST",
+            "max_softmax",
+            "papers (from memory)",
+            "vacuity",
+            "papers (from memory)",
+        ],
+        [
+            [
+                method,
+                cell(runs, "fashion/max_softmax", "auprc_in"),
+                PUBLISHED[method][1],
+                cell(runs, "fashion/vacuity", "auprc_in") if method in LOSSES else "",
+                PUBLISHED[method][2],
+            ]
+            for method, runs in found.items()
+        ],
+    )
+    return "\n".join(lines).strip()
+
+
 if __name__ == "__main__":
     parser = ArgumentParser()
     parser.add_argument("--root", type=Path, required=True, help="folder of the images")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each method")
     parser.add_argument("--epochs", type=int, default=6)
-    reproduce("evidential", parser, jobs, lambda r: str(r), settings=("epochs",), about=__doc__)
+    reproduce("evidential", parser, jobs, table, settings=("epochs",), about=__doc__)

@@ -25,7 +25,7 @@ from typing import Any
 import matplotlib
 from lightning.pytorch import Trainer, seed_everything
 from matplotlib.figure import Figure
-from results import mean_and_error, reproduce
+from results import markdown, mean_and_error, reproduce
 
 from lightning_uq.compare.testbed import AGENTS, accuracy_and_calibration, agent_setting, divergences, num_epochs
 from lightning_uq.compare.training.evaluation import num_weights
@@ -97,6 +97,7 @@ def train_agent(row: str, path: Path, steps: int, seed: int) -> dict[str, float]
     module = AGENTS[name].build(setting)
     trainer = Trainer(
         accelerator="cpu",
+        limit_val_batches=0,
         max_epochs=num_epochs(name, setting),
         logger=False,
         enable_checkpointing=False,
@@ -164,12 +165,6 @@ def paired(differences: Sequence[float]) -> str:
     """The mean of differences, and its standard error."""
     error = f" ±{stdev(differences) / math.sqrt(len(differences)):.2f}" if len(differences) > 1 else ""
     return f"{mean(differences):+.2f}{error}"
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, and an empty one."""
-    rule = "|---|" + "---:|" * (len(head) - 1)
-    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
 def table(results: Mapping[str, Any]) -> str:
