@@ -17,7 +17,6 @@ from typing import Any
 
 import lightning
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lightning_uq.writing import replacing
@@ -25,7 +24,6 @@ from lightning_uq.writing import replacing
 Result = dict[str, Any]
 PUBLISHED = Path(__file__).with_name("published")
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-FIGURES = PAGE.with_name("figures")
 
 
 def reproduce(
@@ -36,7 +34,6 @@ def reproduce(
     settings: Sequence[str] = (),
     *,
     about: str | None,
-    figure: Callable[[Mapping[str, Result]], Figure] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """The command of a script.
@@ -48,7 +45,6 @@ def reproduce(
         table: Makes Markdown from results by job.
         settings: The options on which every result depends.
         about: The docstring of the script.
-        figure: Makes a matplotlib figure from results by job, which `--publish` writes to docs/figures/NAME.png.
         argv: The arguments; None: those of the process.
     """
     parser.description, parser.formatter_class = about, RawDescriptionHelpFormatter
@@ -68,9 +64,6 @@ def reproduce(
         print(f"\nLeft out by the budget: {', '.join(left_out)}")
     if options.publish:
         publish(name, results, chosen, left_out, table)
-        if figure:
-            FIGURES.mkdir(exist_ok=True)
-            figure(results).savefig(FIGURES / f"{name}.png", dpi=150)
 
 
 def publish(

@@ -22,9 +22,7 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
-import matplotlib
 from lightning.pytorch import Trainer, seed_everything
-from matplotlib.figure import Figure
 from results import markdown, mean_and_error, reproduce
 
 from lightning_uq.compare.testbed import AGENTS, accuracy_and_calibration, agent_setting, divergences, num_epochs
@@ -67,23 +65,6 @@ REFERENCE = {  # KL of 1 and of 10 labels of the original's agents, seed 0, meas
 SEED_SPREAD = {"epinet": 0.058, "ensemble+, 10": 0.050}
 """Standard deviation of the original's KL of 10 labels over five of its seeds, on problem 80."""
 
-LINES = {  # of the figure: the agents, and those that differ in their members alone
-    "ensemble (MLP: 1)": ("MLP", "ensemble, 10", "ensemble, 30"),
-    "ensemble+": ("ensemble+, 10", "ensemble+, 30"),
-    "dropout": ("dropout",),
-    "Bayes by backprop": ("Bayes by backprop",),
-    "hypermodel": ("hypermodel",),
-    "epinet": ("epinet",),
-}
-STYLES = (
-    # Colours that colour-blind readers tell apart (Okabe & Ito), and a marker for each.
-    ("o-", "#0072B2"),
-    ("s-", "#E69F00"),
-    ("^", "#009E73"),
-    ("v", "#CC79A7"),
-    ("P", "#56B4E9"),
-    ("*", "#D55E00"),
-)
 Problem = tuple[int, int, float, int]
 """d, n, T and the seed of a generated problem."""
 
@@ -228,30 +209,9 @@ def stored_problem(number: int, runs: Sequence[Any]) -> list[str]:
     return markdown(head, lines)
 
 
-def draw(results: Mapping[str, Any]) -> Figure:
-    """Mean divergence of one and of ten labels over the generated problems against the mean number of weights."""
-    problems = list(generated(results).values())
-    matplotlib.rcParams.update({"font.size": 11})
-    figure = Figure(figsize=(4.4, 6.4), layout="constrained")
-    for axes, tau in zip(figure.subplots(2, 1, sharex=True), (10, 1), strict=True):
-        places = {
-            row: (mean(p[row]["weights"] for p in problems), mean(p[row][f"kl_tau{tau}"] for p in problems))
-            for row in ROWS
-        }
-        for style, (label, rows) in zip(STYLES, LINES.items(), strict=True):
-            marker, colour = style
-            axes.plot(*zip(*(places[row] for row in rows), strict=True), marker, color=colour, label=label, ms=8)
-        axes.set(xscale="log", ylabel=f"KL of {tau} label{'s' if tau > 1 else ''} (nats)")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("weights")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
 if __name__ == "__main__":
     parser = ArgumentParser()
     parser.add_argument("--stored", type=Path, help="folder of problem_20.npz and problem_80.npz")
     parser.add_argument("--repeats", type=int, default=1, help="of the 27 generated problems")
     parser.add_argument("--steps", type=int, default=1000, help="of the training; the hypermodel takes twice as many")
-    reproduce("testbed", parser, jobs, table, settings=("steps",), about=__doc__, figure=draw)
+    reproduce("testbed", parser, jobs, table, settings=("steps",), about=__doc__)

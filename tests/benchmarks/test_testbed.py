@@ -2,7 +2,7 @@
 
 import json
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -87,26 +87,19 @@ def test_a_run_trains_and_judges_every_agent(module: ModuleType, monkeypatch: py
 
 
 @pytest.mark.parametrize("module", ["testbed"], indirect=True)
-def test_a_published_run_has_its_figure(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import results
+def test_the_figure_of_known_numbers(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from docs.figures import testbed
 
-    page = tmp_path / "results.md"
-    page.write_text("<!-- testbed -->\n<!-- end of testbed -->\n")
-    for name, path in (("PAGE", page), ("PUBLISHED", tmp_path / "published"), ("FIGURES", tmp_path / "figures")):
-        monkeypatch.setattr(results, name, path)
-    made = {"10-10-0.01-1": lambda: numbers(module, epinet=1.0), "2-2-0.1-2": lambda: numbers(module)}
-    arguments = ["--out", str(tmp_path / "out"), "--publish"]
-    results.reproduce(
-        "testbed", ArgumentParser(), lambda _: made, module.table, about="", figure=module.draw, argv=arguments
-    )
-    assert (tmp_path / "figures" / "testbed.png").read_bytes().startswith(b"\x89PNG")
-    content = json.loads((tmp_path / "published" / "testbed.json").read_text())
-    assert module.table(content["results"]) in page.read_text()
-    figure = module.draw(content["results"])
-    assert [len(axes.lines) for axes in figure.axes] == [6, 6]
-    upper = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
-    assert upper["epinet"] == [[9000.0, 1.5]]
-    assert upper["ensemble (MLP: 1)"] == [[1000.0, 2.0], [2000.0, 2.0], [3000.0, 2.0]]
+    path = tmp_path / "testbed.json"
+    results = {"10-10-0.01-1": numbers(module, epinet=1.0), "2-2-0.1-2": numbers(module), "stored-80-0": {}}
+    path.write_text(json.dumps({"results": results}))
+    monkeypatch.setattr(testbed, "PUBLISHED", path)
+    one, ten = testbed.draw().axes
+    shown = {line.get_label(): line.get_xydata().tolist() for line in ten.lines}
+    assert shown["epinet"] == [[9000.0, 1.5]]
+    assert shown["ensemble (1, 10, 30)"] == [[1000.0, 2.0], [2000.0, 2.0], [3000.0, 2.0]]
+    assert {y for line in one.lines for y in line.get_ydata()} == {0.25}
+    assert {agent for agents, _, _ in testbed.LINES.values() for agent in agents} == set(module.ROWS)
 
 
 @pytest.mark.parametrize("module", ["testbed"], indirect=True)
