@@ -171,7 +171,7 @@ def summary(found: Mapping[Problem, Any]) -> list[str]:
         lines.append(
             [
                 row,
-                *(f"{number:,}" for number in weights),
+                "".join(f"{number:,}" for number in weights),  # one number, or none without such a problem
                 f"{mean(one['seconds'] for one in own):.1f}",
                 *numbers[:2],
                 "" if row == "epinet" else paired(differences),

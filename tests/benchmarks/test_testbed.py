@@ -65,6 +65,8 @@ def test_the_tables_of_known_numbers(module: ModuleType):
     assert cells(table, "T = 0.5") == ["T = 0.5", "2", "3.00", *["2.00"] * 7, "**1.75**"]
     assert cells(table, "d = 10")[1:3] == ["2", "3.50"]
     assert cells(table, "n / d = 1")[1:3] == ["1", "3.00"]
+    # Without a problem of ten dimensions its column is empty.
+    assert cells(module.table({"2-20-0.5-3": results["2-20-0.5-3"]}), "MLP")[:3] == ["MLP", "", "3.0"]
     stored = table[table.index("problem 80") :]
     assert cells(stored, "epinet") == ["epinet", "0.112", "0.250", "0.643", "0.700", "0.750 ±0.071"]
     assert cells(stored, "MLP") == ["MLP", "0.109", "0.250", "1.090", "2.000", ""]
