@@ -107,6 +107,17 @@ def mean_and_error(values: Sequence[float], digits: int) -> tuple[str, str]:
     return f"{mean(values):.{digits}f}", f" ±{stdev(values):.{digits}f}" if len(values) > 1 else ""
 
 
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, numbers to the right, and an empty one.
+
+    Example:
+        >>> markdown(["set", "rows"], [["yacht", "308"]])
+        ['| set | rows |', '|---|---:|', '| yacht | 308 |', '']
+    """
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
 def run_jobs(
     jobs: Mapping[str, Callable[[], Result]], folder: Path, settings: Result, budget: float
 ) -> tuple[dict[str, Result], list[str]]:

@@ -3,11 +3,13 @@
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 NAMES = Path(__file__).parents[2] / "tests" / "api.txt"
 PACKAGE = "lightning_uq"
+ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?([^`]+)`")
 
 
 @functools.cache
@@ -32,9 +34,20 @@ def _home(name: str, thing: object) -> str:
     return next((room for room, names in rooms().items() if room and names.get(name) is thing), "")
 
 
+def readable(text: str) -> str:
+    """A docstring, in Google's style with roles of Sphinx, as Markdown: its example is one, roles are code, and a colon before a block is single.
+
+    Args:
+        text: The docstring.
+    """
+    text = re.sub(r"^(\s*)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
+    text = ROLE.sub(lambda found: f"`{found[1].removeprefix('lightning_uq.')}`", text)
+    return re.sub(r"::$", ":", text, flags=re.MULTILINE)
+
+
 def _summary(thing: object) -> str:
     """The first line of a docstring."""
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+    return readable(inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
 def _index() -> str:

@@ -82,6 +82,9 @@ def _keys(found: str) -> list[str]:
 def page() -> str:
     """The page of all references, by the first author's name."""
     lines = [
+        "---",
+        "hide: [navigation]",
+        "---",
         "# References",
         "",
         "Cite the paper of the method that you use. The entries are in `docs/references.bib`.",

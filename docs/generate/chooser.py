@@ -168,7 +168,7 @@ def table() -> str:
     """The table of all methods, with what the filters above it need as attributes of its rows."""
     heads = "".join(f"<th>{head}</th>" for head in HEADS)
     return (
-        f'{_filters()}\n<div class="chooser-table"><table id="methods"><thead><tr>{heads}</tr></thead><tbody>\n'
+        f'{_filters()}\n<div class="chooser-table"><table id="methods" class="methods"><thead><tr>{heads}</tr></thead><tbody>\n'
         + "\n".join(_line(row) for row in rows())
         + "\n</tbody></table></div>\n"
     )

@@ -32,4 +32,5 @@ def inline(html: str) -> str:
 
 def _inlined(found: re.Match) -> str:
     label = entities.escape(entities.unescape(found[1]), quote=True)
-    return svg(found[2]).replace("<svg ", f'<svg class="figure" role="img" aria-label="{label}" ', 1)
+    picture = svg(found[2]).replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return f'<span class="figure">{picture}</span>'

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lightning_uq
-from docs.generate import bibliography, chooser, evidence, repository
+from docs.generate import api, bibliography, chooser, evidence, repository
 from lightning_uq.compare.planning.discovery import methods
 from lightning_uq.tasks.names import TASKS
 
@@ -88,8 +88,6 @@ def test_links_are_the_same_in_the_repository_and_in_the_site():
 
 
 def test_the_names_of_the_package_have_a_first_line():
-    from docs.generate import api
-
     page = api.pages()["api/index.md"]()
     for name in lightning_uq.__all__:
         if not inspect.ismodule(getattr(lightning_uq, name)):
@@ -100,3 +98,8 @@ def test_every_methods_paper_is_among_the_references():
     links = {entry.link.lower() for entry in bibliography.references().values()}
     missing = {m.link for task in TASKS for m in methods(task).values() if m.link and m.link.lower() not in links}
     assert not missing
+
+
+def test_docstrings_become_markdown():
+    text = "See :class:`~lightning_uq.tasks.Task` and :meth:`fit`, as in::\n\n    f(x)\n\nExample:\n    >>> 1\n    1"
+    assert api.readable(text) == ("See `tasks.Task` and `fit`, as in:\n\n    f(x)\n\nExamples:\n    >>> 1\n    1")

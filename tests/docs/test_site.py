@@ -69,4 +69,4 @@ def test_every_public_name_has_its_place(site, pages):
 def test_formulas_citations_and_marks_are_rendered(pages):
     for path, page in pages.items():
         text = " ".join(page.text)
-        assert not re.search(r"\\\(|\\\[|\[@\w|<!-- (table|methods) of", text), path
+        assert not re.search(r"\\\(|\\\[|\[@\w|<!-- (table|methods) of|:class:|:func:|>>> ", text), path

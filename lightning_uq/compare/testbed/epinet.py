@@ -48,6 +48,10 @@ def epinet_for_testbed(
     (5, 5) of scale 0.3 / T; 8 indices per step. Its penalty 0.2 (d / n)^0.7 sum p^2 is Adam's weight decay of twice that.
     The testbed trains it on batches of 100 for 1,000 steps, and for ten times as many if n / d > 500.
 
+    The penalty does not fall with T, as those of the other agents do. At d = n = 100 and T = 0.01 it is twice theirs, and the network's
+    output is the same for all inputs: only the prior depends on them. The joint divergence hardly suffers, the accuracy does. With
+    half the penalty the network fits its data.
+
     Args:
         num_features: d.
         num_classes: C.
