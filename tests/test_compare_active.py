@@ -11,6 +11,7 @@ from lightning_uq.cli import main
 from lightning_uq.compare.active import (
     ActiveConfiguration,
     ActiveResult,
+    ActiveTraining,
     first_labels,
     paired_t_test,
     run_active,
@@ -183,7 +184,9 @@ def test_ambiguous_samples_are_counted(tmp_path, monkeypatch):
     data = open_pool("digits", 0)
     marked = replace(data, is_ambiguous=torch.arange(len(data.labels)) % 2 == 1)
     monkeypatch.setattr(active, "open_pool", lambda *arguments, **options: marked)
-    configuration = ActiveConfiguration(scores=("random",), method="softmax", seeds=1, until=40, epochs=1, samples=32)
+    configuration = ActiveConfiguration(
+        scores=("random",), method="softmax", seeds=1, until=40, training=ActiveTraining(1, 32)
+    )
     result = run_active(configuration, tmp_path)
     first, second = result.rounds["random"][0]
     assert first["metrics"]["ambiguous"] == 0.0

@@ -50,7 +50,14 @@ def active(
         resume: Continue an experiment that was interrupted, or that had fewer seeds, strategies or labels.
     """
     console = make_console()
-    from lightning_uq.compare.active import COLUMNS, DEFAULT_SCORES, ActiveConfiguration, run_active, write
+    from lightning_uq.compare.active import (
+        COLUMNS,
+        DEFAULT_SCORES,
+        ActiveConfiguration,
+        ActiveTraining,
+        run_active,
+        write,
+    )
     from lightning_uq.compare.progress.terminal import TerminalProgress
     from lightning_uq.report import print_table
 
@@ -63,9 +70,7 @@ def active(
         initial,
         num,
         until,
-        epochs,
-        samples,
-        batch_size,
+        ActiveTraining(epochs, samples, batch_size),
         root,
         target or (),
         network,

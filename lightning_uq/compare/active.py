@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,24 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
+class ActiveTraining:
+    """How each module is trained: Adam for a fixed number of epochs, whose last weights are kept.
+
+    Attributes:
+        epochs: Number of epochs.
+        samples: Samples drawn in an epoch, for any number of labels.
+        batch_size: Samples per batch.
+    """
+
+    epochs: int = 20
+    samples: int = 640
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "epochs", "samples", "batch_size")
+
+
+@dataclass(frozen=True)
 class ActiveConfiguration:
     """Data, strategies and trainings of an experiment.
 
@@ -63,9 +81,7 @@ class ActiveConfiguration:
         initial: Labels at the beginning, the same number of each class.
         num: Labels that are acquired in each round.
         until: Labels at which the last module is trained.
-        epochs: Epochs of each training; the last weights are kept.
-        samples: Samples drawn in an epoch, whatever the number of labels.
-        batch_size: Samples per batch.
+        training: How each module is trained.
         root: Folder of the files.
         target: Target column of a table.
         network: Backbone; None: one that suits the inputs.
@@ -82,17 +98,13 @@ class ActiveConfiguration:
     initial: int = 20
     num: int = 20
     until: int = 300
-    epochs: int = 20
-    samples: int = 640
-    batch_size: int = 64
+    training: ActiveTraining = field(default_factory=ActiveTraining)
     root: str | None = None
     target: Sequence[str] = ()
     network: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "initial", "num", "epochs", "samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        _check_positive(self, "seeds", "initial", "num")
         if self.until < self.initial:
             raise InputError(f"`until` must be at least `initial`, {self.initial}, but it is {self.until}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
@@ -278,8 +290,8 @@ def _run(configuration: ActiveConfiguration, data: PoolData, name: str, seed: in
         data.pool,
         first_labels(data, configuration.initial, seed),
         val=data.val,
-        batch_size=configuration.batch_size,
-        samples_per_epoch=configuration.samples,
+        batch_size=configuration.training.batch_size,
+        samples_per_epoch=configuration.training.samples,
         seed=seed,
     )
     train = functools.partial(_train, configuration, data, method_name, seed)
@@ -332,14 +344,14 @@ def _train(
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=configuration.epochs,
+            max_epochs=configuration.training.epochs,
             callbacks=method.make_callbacks(setting),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=1.0,
-            check_val_every_n_epoch=configuration.epochs,
+            check_val_every_n_epoch=configuration.training.epochs,
             num_sanity_val_steps=0,
         )
         trainer.fit(module, pool)
@@ -370,11 +382,29 @@ def _check_folder(configuration: ActiveConfiguration, folder: Path, resume: bool
             )
         found = json.loads(path.read_text())
         if found != recorded:
-            differing = [name for name in recorded if found.get(name) != recorded[name]]
+            differing = _differences(found, recorded)
             raise InputError(
                 f"`out`: {folder} holds rounds with another value of {', '.join(differing)}. Choose another directory."
             )
     return path
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two differ, also of those inside a setting."""
+    names = []
+    for name, value in wanted.items():
+        old = found.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            names += _differences(old, value)
+        elif old != value:
+            names.append(name)
+    return names
+
+
+def _check_positive(configuration: Any, *names: str) -> None:
+    for name in names:
+        if getattr(configuration, name) < 1:
+            raise InputError(f"`{name}` must be at least 1, but it is {getattr(configuration, name)}.")
 
 
 def _summary(values: Tensor) -> Mapping[str, float | None]:
