@@ -13,10 +13,10 @@ from lightning_uq.compare.active import (
     ActiveResult,
     ActiveTraining,
     first_labels,
+    open_pool,
     paired_t_test,
     run_active,
 )
-from lightning_uq.compare.active_data import open_pool
 from lightning_uq.errors import InputError
 from lightning_uq.report import learning_figure
 
@@ -179,11 +179,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, capsys, wo
 def test_ambiguous_samples_are_counted(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from lightning_uq.compare import active
+    from lightning_uq.compare.active import running
 
     data = open_pool("digits", 0)
     marked = replace(data, is_ambiguous=torch.arange(len(data.labels)) % 2 == 1)
-    monkeypatch.setattr(active, "open_pool", lambda *arguments, **options: marked)
+    monkeypatch.setattr(running, "open_pool", lambda *arguments, **options: marked)
     configuration = ActiveConfiguration(
         scores=("random",), method="softmax", seeds=1, until=40, training=ActiveTraining(1, 32)
     )
