@@ -84,7 +84,9 @@ class SideBySide(nn.Module):
             own = [network for _, network in pairs]
             self.rates.append(rate)
             self.sizes.append(len(own))
-            layers = [SideBySideLinear(same) if isinstance(same[0], nn.Linear) else same[0] for same in zip(*own, strict=True)]
+            layers = [
+                SideBySideLinear(same) if isinstance(same[0], nn.Linear) else same[0] for same in zip(*own, strict=True)
+            ]
             self.groups.append(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from lightning_uq import (
     ConformalIntervals,
     DropoutModule,
     EnsembleModule,
+    EpinetHead,
+    EpinetModule,
     EvidentialRegression,
     EvidentialRegressionModule,
     FitLaplace,
@@ -48,11 +50,11 @@ def task_for(method: str, scale: Scale) -> Regression | EvidentialRegression:
 
 def train(
     method: str, rows: Rows, rates: Sequence[float], *, hidden: int, epochs: int, num_members: int = 1
-) -> list[list[nn.Sequential]]:
-    """Train the networks of all splits at once.
+) -> list[list[Any]]:
+    """Train the networks of all splits at once; epinets one after the other, since the head's products are as large as a stack's.
 
     Args:
-        method: "ensemble+AT", "ensemble", "dropout" or "evidential".
+        method: "ensemble+AT", "ensemble", "dropout", "evidential" or "epinet".
         rows: Training rows of P splits.
         rates: The learning rate of each.
         hidden: Hidden units.
@@ -60,11 +62,14 @@ def train(
         num_members: Members of each ensemble.
 
     Returns:
-        The members of each split, for inputs that are standardised by its training rows.
+        The members of each split, in eval mode, for inputs that are standardised by its training rows.
     """
-    order = sorted(range(len(rates)), key=rates.__getitem__)
-    rows, rates = rows.standardized(rows).take(order), [rates[i] for i in order]
+    rows = rows.standardized(rows)
     new = partial(network_for, method, rows.x.shape[2], hidden)
+    if method == "epinet":
+        return [[train_epinet(new(), rows.take([i]), rate, epochs)] for i, rate in enumerate(rates)]
+    order = sorted(range(len(rates)), key=rates.__getitem__)
+    rows, rates = rows.take(order), [rates[i] for i in order]
 
     def factory() -> SideBySide:
         return SideBySide([new() for _ in rates], rates)
@@ -80,19 +85,33 @@ def train(
             factory,
             num_members=num_members,
             adversarial_epsilon=0.01 if method == "ensemble+AT" else None,  # in units of each input's range
-            execution="vmap",
+            execution="vmap" if num_members > 1 else "loop",
             **training,
         )
-    fit(module, rows, epochs)
+    fit(module, *rows, epochs)
     ensemble = isinstance(module, EnsembleModule)
     trained = [module.network.member(i) for i in range(num_members)] if ensemble else module.modules()
     members = [part.unstacked(new) for part in trained if isinstance(part, SideBySide)]
-    return [members_of for _, members_of in sorted(zip(order, map(list, zip(*members, strict=True)), strict=True))]
+    by_split = dict(zip(order, map(list, zip(*members, strict=True)), strict=True))
+    return [by_split[i] for i in range(len(rates))]
 
 
-def fit(module: UncertaintyModule, rows: Rows, epochs: int) -> None:
+def train_epinet(network: nn.Sequential, rows: Rows, rate: float, epochs: int) -> EpinetModule:
+    """One epinet on the standardised rows of one split, with the scale that `compare` has for numbers."""
+    module = EpinetModule(
+        network,
+        feature_layers="2",
+        head=EpinetHead(prior_scale=0.1),
+        task=task_for("epinet", rows.scales()),
+        optimizer=partial(torch.optim.Adam, lr=rate),
+    )
+    fit(module, rows.x[:, 0], rows.y, epochs)
+    return module.eval()
+
+
+def fit(module: UncertaintyModule, x: Tensor, y: Tensor, epochs: int) -> None:
     """Train on batches of 100 rows in random order."""
-    data = TensorDataset(rows.x.float(), rows.y.float())
+    data = TensorDataset(x.float(), y.float())
     batches = BatchSampler(RandomSampler(data), batch_size=100, drop_last=False)
     trainer = Trainer(
         accelerator="cpu",
@@ -106,9 +125,11 @@ def fit(module: UncertaintyModule, rows: Rows, epochs: int) -> None:
 
 
 @torch.no_grad()
-def predict(method: str, members: Sequence[nn.Sequential], scale: Scale, x: Tensor) -> Prediction:
+def predict(method: str, members: Sequence[Any], scale: Scale, x: Tensor) -> Prediction:
     """The prediction of a split's members, in the target's units."""
     task = task_for(method, scale)
+    if method == "epinet":
+        return members[0].predict(x)
     if method == "dropout":
         return DropoutModule(members[0], mask="per_example", task=task).predict(x)
     return task.predict(torch.stack([member(x) for member in members]))
