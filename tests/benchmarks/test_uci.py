@@ -94,7 +94,7 @@ def test_methods_learn_in_the_targets_units(
     module: ModuleType, method: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "RATES", (0.03, 1e-6))
-    result = module.run("yacht", method, 2, data, epochs=15)
+    result = module.run("yacht", method, 2, data, epochs=30)
     assert len(result["splits"]) == 2
     for split in result["splits"]:
         assert set(split) == ({method, "single", "laplace", "conformal"} if method == "ensemble" else {method})
