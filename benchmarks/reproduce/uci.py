@@ -5,8 +5,8 @@
 Each set has the 20 splits of Hernandez-Lobato and Adams (protein: 5), 90 % of the rows for training. Protocol of the paper: one hidden layer
 of 50 ReLU units (protein: 100), 40 epochs, batches of 100, Adam, mean and variance as outputs, inputs and targets standardised by the
 training rows. The learning rate is chosen per method and split: each of RATES is trained on 80 % of the training rows, and the one with the
-best NLL on the other 20 % is trained again on all of them. On sets of more than LARGE rows this search trains one network instead of five
-members. Test rows choose nothing. What differs from the paper: the members share their batches; the paper's learning rate is 0.1 "unless
+best NLL on the other 20 % is trained again on all of them. On the sets in LARGE this search trains one network instead of five members.
+Test rows choose nothing. What differs from the paper: the members share their batches; the paper's learning rate is 0.1 "unless
 otherwise specified"; its MC-dropout column is Gal and Ghahramani's, trained for longer.
 
 All splits, rates and members of a method are trained at once (`side_by_side.py`). The job of the plain ensemble also gives its members

@@ -45,7 +45,9 @@ def table(results: Mapping[str, Any]) -> str:
     lines += markdown(
         head, [[name, *intervals(found["conformal"])] for name, found in sorted(sets.items()) if "conformal" in found]
     )
-    return "\n".join(lines).strip()
+    minutes = sum(result["processor_seconds"] for job, result in results.items() if job.endswith(ENSEMBLES[:2])) / 60
+    lines.append(f"The columns of ensembles took {minutes:.0f} minutes of one core, the search of the learning rates included.")
+    return "\n".join(lines)
 
 
 def count(found: Mapping[str, Splits]) -> str:
