@@ -46,7 +46,9 @@ def table(results: Mapping[str, Any]) -> str:
         head, [[name, *intervals(found["conformal"])] for name, found in sorted(sets.items()) if "conformal" in found]
     )
     minutes = sum(result["processor_seconds"] for job, result in results.items() if job.endswith(ENSEMBLES[:2])) / 60
-    lines.append(f"The columns of ensembles took {minutes:.0f} minutes of one core, the search of the learning rates included.")
+    lines.append(
+        f"The columns of ensembles took {minutes:.0f} minutes of one core, the search of the learning rates included."
+    )
     return "\n".join(lines)
 
 
