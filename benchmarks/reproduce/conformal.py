@@ -24,7 +24,8 @@ from results import reproduce
 from saved_predictions import Rows, classifiers
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from uci import FOLDERS, load, make_network
+from uci import FOLDERS, load
+from uci_training import make_network
 
 from lightning_uq import (
     CategoricalPrediction,
