@@ -32,7 +32,7 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
     )
     stage = trainer.state.stage if trainer is not None else None
     # Before CUDA is initialized no model is on it, and asking whether there is a device takes longer than a small network.
-    rng = isolate_rng(include_cuda=torch.cuda.is_initialized())
+    rng = isolate_rng(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
     rng.__enter__()
     try:
         with torch.inference_mode(torch.is_inference_mode_enabled() and not fitting), torch.no_grad():

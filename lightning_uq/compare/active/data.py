@@ -95,11 +95,12 @@ def _digit_images(name: str, seed: int, root: str, network: str) -> PoolData:
     clean = MNISTDataModule(root, seed=seed)
     pool: Dataset[Any] = clean.dataset("train")
     val: Dataset[Any] = clean.dataset("val")
-    is_ambiguous, notes = None, ()
+    is_ambiguous: Tensor | None = None
+    notes: tuple[str, ...] = ()
     if name == "dirty_mnist":
         dirty = DirtyMNISTDataModule(root, seed=seed)
         num_clean = len(clean.dataset("train")) + len(clean.dataset("val"))
-        parts: Any = {part: dirty.dataset(part) for part in ("train", "val")}  # type: ignore[arg-type]
+        parts: Any = {part: dirty.dataset(part) for part in ("train", "val")}
         rows = torch.as_tensor(parts["train"].indices)
         digits = rows[rows < num_clean]
         chosen = digits[torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))[:NUM_CLEAN]]
