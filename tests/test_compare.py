@@ -129,7 +129,7 @@ def test_the_joint_log_loss_follows_a_calibration_of_one_network_and_is_empty_fo
     assert temperature["nll"]["mean"] != softmax["nll"]["mean"]
     assert temperature["joint_log_loss"]["mean"] == pytest.approx(10 * temperature["nll"]["mean"])
     assert "joint_log_loss" not in ensemble
-    assert "It is empty where a method has none" in " ".join(make_report(comparison.results(), {}).notes)
+    assert "It is empty for methods without one" in " ".join(make_report(comparison.results(), {}).notes)
 
 
 def test_progress_tells_every_training_and_epoch(done):

@@ -116,8 +116,8 @@ def test_the_command_line(path, tmp_path, capsys, monkeypatch):
         ({"problem": None}, "data='testbed' needs `problem`, the path of an .npz file"),
         ({"recipe": Recipe(max_epochs=3)}, "data='testbed' takes no `max_epochs`"),
         ({"ood_classes": (1,)}, "data='testbed' takes no `ood_classes`"),
-        ({"data": "digits", "recipe": Recipe()}, "`problem` belongs to data='testbed', but data is 'digits'"),
-        ({"data": "digits", "problem": None}, "`steps` of a recipe belongs to data='testbed'"),
+        ({"data": "digits", "recipe": Recipe()}, "`problem` needs data='testbed', but data is 'digits'"),
+        ({"data": "digits", "problem": None}, "`steps` of a recipe needs data='testbed'"),
         ({"problem": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
     ],
 )
@@ -323,9 +323,7 @@ def test_a_likelihood_that_is_no_number_is_reported(path, tmp_path):
         arrays = {key: file[key] for key in file.files}
     arrays["true_ll_tau10"][3] = np.nan
     np.savez(tmp_path / "nan.npz", **arrays)
-    with pytest.warns(
-        UserWarning, match=r"Array true_ll_tau10 of .*nan.npz is not finite, so that kl_tau10 is not defined"
-    ):
+    with pytest.warns(UserWarning, match=r"Array true_ll_tau10 of .*nan.npz is not finite, so kl_tau10 is undefined"):
         values = divergences(DeterministicModule(nn.Linear(3, 2)), TestbedDataModule(str(tmp_path / "nan.npz")))
     assert math.isnan(values["kl_tau10"])
     assert math.isfinite(values["kl_tau1"])

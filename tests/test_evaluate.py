@@ -407,7 +407,7 @@ def test_a_density_is_fitted_to_all_training_rows_in_a_loader_that_shuffles_and_
 # ---------------------------------------------------------------------- models
 
 
-@pytest.mark.filterwarnings("ignore:The checkpoint holds what FitGMM fitted")  # it is fitted again
+@pytest.mark.filterwarnings("ignore:The checkpoint holds what FitGMM fitted")  # it was fitted again
 def test_a_checkpoint_of_the_command_line_names_its_module():
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     options = [f"--trainer.{name}={str(value).lower()}" for name, value in quiet.items()]
@@ -478,14 +478,18 @@ def test_the_file_of_a_plain_module_asks_for_the_network(tmp_path):
     gmm = FitGMM(feature_transform="raw").fit(model, [(x, (x[:, 0] > 0).long())])
     save_fitted(path, model, [gmm])
     name = "lightning_uq.networks.mlp.MLP"
-    with pytest.raises(InputError, match=rf"was written by {name}, which is no LightningModule\. Pass `network`, the"):
+    with pytest.raises(
+        InputError, match=rf"was written by {name}, which is not a LightningModule\. Pass `network`, the"
+    ):
         load_model(path)
     loaded = load_model(path, network=name, init_args={"in_features": 4, "out_features": 2, "hidden_sizes": [3]})
     assert torch.equal(loaded(x), model(x))
     content = torch.load(path, weights_only=True)
     content["lightning_uq_written_by"]["class_path"] = "__main__.Gone"
     torch.save(content, path)
-    with pytest.raises(InputError, match=r"by __main__\.Gone, which cannot be imported here\. Pass `module`, where it"):
+    with pytest.raises(
+        InputError, match=r"by __main__\.Gone, which cannot be imported here\. Pass its current import path"
+    ):
         load_model(path)
 
 
@@ -502,7 +506,7 @@ def test_the_file_of_a_plain_module_asks_for_the_network(tmp_path):
         (["--run", "0.ckpt", "--module", "torch.nn.Linear"], "--module must be the import path of a LightningModule"),
         (
             ["--run", "0.ckpt", "--module", "users_file.Lit"],
-            "--run: '0.ckpt' is no checkpoint of users_file.Lit: .*'width'",
+            "--run: '0.ckpt' is not a checkpoint of users_file.Lit: .*'width'",
         ),
         (
             ["--run", "0.ckpt", "--network", "torch.nn.Linnear"],
@@ -513,10 +517,13 @@ def test_the_file_of_a_plain_module_asks_for_the_network(tmp_path):
             "--network 'torch.nn.Linear' cannot be built: ",
         ),
         (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "--run: '0.ckpt' does not hold the weights of ReLU"),
-        (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "Give --module or --network, not both"),
+        (
+            ["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target],
+            "Pass --module or --network, but not both",
+        ),
         (["--run", "0.ckpt", "--init-args", "{}x"], "--init-args must be a JSON object.*, but it is '{}x'"),
         (["--run", "0.ckpt", "--init-args", "[1]"], "--init-args must be a JSON object"),
-        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "--init-args needs --module or --network"),
+        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "--init-args are arguments of --module or --network"),
         (["--run", "0.ckpt", "1.ckpt", "--module", OURS], "--model-type softmax a run must hold one network.* holds 2"),
         (
             ["--run", "0.ckpt", "--module", OURS, "--model-type", "ensemble"],
@@ -566,7 +573,7 @@ def assert_names_an_option(line):
         ),
         (["--data", "digits", "--ood", "8,12"], "--ood must hold labels .* but it holds 12"),
         (["--data", "mnist", "--ood", "svhn"], "--ood of mnist .*'svhn'"),
-        (["--data", "mnist", "--ood", "fashion_mnist"], "--data: The training files of MNIST must lie in data"),
+        (["--data", "mnist", "--ood", "fashion_mnist"], "--data: The training files of MNIST must be in data"),
         (["--data", "nowhere.npz", "--ood", "1"], "--data: nowhere.npz must be .* but there is no such file"),
         (["--data", "users_file.Lit", "--ood", "near"], "--data must be the import path of a LightningDataModule"),
         (
@@ -577,10 +584,13 @@ def assert_names_an_option(line):
             ["--data", "digits", "--ood", "8,9", "--data-args", '{"sead": 1}'],
             "DigitsDataModule does not take these --data-args: .*sead",
         ),
-        (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "--data: .* It needs `ood_dataloaders"),
+        (
+            ["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"],
+            "--data: .* Give it a method `ood_dataloaders",
+        ),
         (
             ["--data", "users_file.FixedTest", "--ood", "near", "--data-args", '{"labelled": false}'],
-            "--data: The validation data has no class labels",
+            "--data: The validation data have no class labels",
         ),
         (["--data", "digits", "--ood", "8,9", "--data-args", '{"batch_size": 0}'], "--data-args: `batch_size` must be"),
         (["--data", "digits", "--ood", "9"], r"--data: .* class labels in \[0, 8\), but their values go from 0 to 8"),

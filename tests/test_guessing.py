@@ -71,7 +71,7 @@ def test_each_module_hears_it_and_each_once(told):
         model = Classifier()
         for _ in range(2):
             FitGMM().fit(model, loader(X, Y))
-    assert len(about(told, "of which the first part, a tensor with 2 axes, is read as its output")) == 2
+    assert len(about(told, "whose first part, a tensor with 2 axes, is used as its output")) == 2
 
 
 def test_several_callbacks_of_one_trainer_tell_it_once(make_trainer, told):
@@ -82,11 +82,11 @@ def test_several_callbacks_of_one_trainer_tell_it_once(make_trainer, told):
     trainer.test(model, loader(X, Y), verbose=False)
     texts = [text for text, _ in told]
     assert len(texts) == len(set(texts)) == 2
-    assert len(about(told, "is read as its output")) == 1
-    assert about(told, "read at layer") == [
+    assert len(about(told, "is used as its output")) == 1
+    assert about(told, "are the input of layer") == [
         (
-            "The features of Classifier are read at layer 'head', whose input they are, because it feeds the output. If they are elsewhere, "
-            "pass `feature_layer`, the name of another layer.",
+            "The features of Classifier are the input of layer 'head', because that layer feeds the output. To use another layer, "
+            "pass its name as `feature_layer`.",
             False,
         )
     ]
@@ -96,7 +96,7 @@ def test_an_ensemble_tells_it_once(make_trainer, told):
     ensemble = EnsembleModule(Classifier, num_members=3, seed=0)
     make_trainer(max_epochs=1).fit(ensemble, loader(X, Y), loader(X, Y))
     ensemble.predict(X)
-    assert len(about(told, "is read as its output")) == 1
+    assert len(about(told, "is used as its output")) == 1
 
 
 def test_it_keeps_no_module_alive(told):
@@ -120,15 +120,15 @@ def test_it_keeps_no_module_alive(told):
 def test_the_layer_that_was_found_is_told(told, callback):
     for network in (Classifier(), DeterministicModule(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))):
         fit = callback().fit(network, loader(X, Y))
-        ((line, doubtful),) = about(told, "read at layer")
-        assert f"The features of {type(network).__name__} are read at layer {fit.features.resolved!r}" in line
+        ((line, doubtful),) = about(told, "are the input of layer")
+        assert f"The features of {type(network).__name__} are the input of layer {fit.features.resolved!r}" in line
         assert not doubtful
         told.clear()
 
 
 def test_a_layer_that_was_named_is_not(told):
     FitGMM(feature_layer="head").fit(Classifier(), loader(X, Y))
-    assert not about(told, "read at layer")
+    assert not about(told, "are the input of layer")
 
 
 # ---------------------------------------------------------------------- batches of three and more

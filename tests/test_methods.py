@@ -114,12 +114,12 @@ def test_a_users_file_and_module_are_compared(project, capsys):
         (
             METHOD.format(name="ensemble"),
             "mine.py",
-            "methods: mine.py defines 'ensemble', which is the name of another method. Rename it.",
+            "methods: mine.py defines 'ensemble', but another method has the same name. Rename it.",
         ),
         (METHOD.format(name="my-method"), "mine.py", "must be a Python identifier such as 'my_method', but it is 'my-method'."),
-        ("METHOD = 1", "json.py", "methods: json.py has the name of another module, json. Rename the file."),
+        ("METHOD = 1", "json.py", "methods: json.py has the same name as another module, json. Rename the file."),
         (METHOD.replace("softmax", "magic").format(name="reader"), "mine.py", "methods: unknown for classification: 'magic'."),
-        (METHOD.replace("softmax", "energy").format(name="reader"), "mine.py", "methods: energy trains no network that another"),
+        (METHOD.replace("softmax", "energy").format(name="reader"), "mine.py", "methods: energy trains no network for other methods"),
     ],
 )  # fmt: skip
 def test_a_bad_method_is_one_line(project, capsys, text, name, message):
@@ -157,7 +157,7 @@ def test_debug_gives_the_traceback_of_a_file_that_cannot_be_imported(project, mo
 def test_two_files_with_one_name_are_refused(project):
     for name in ("first", "second"):
         (project / f"{name}.py").write_text(METHOD.format(name="mine"))
-    with pytest.raises(InputError, match=r"second\.py defines 'mine', which is the name of another method"):
+    with pytest.raises(InputError, match=r"second\.py defines 'mine', but another method has the same name"):
         find_methods(["first.py", "second.py"], methods())
 
 

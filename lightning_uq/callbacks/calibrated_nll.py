@@ -1,4 +1,4 @@
-"""A validation loss from which miscalibration is taken out: what to choose a checkpoint by that will be calibrated."""
+"""A validation loss that ignores miscalibration, for choosing the checkpoint to calibrate."""
 
 from typing import Any
 
@@ -21,28 +21,28 @@ from lightning_uq.tasks import Task
 
 
 class CalibratedNLL(Callback):
-    """Logs ``val_nll_calibrated``: the validation NLL after the best temperature on those very rows, for any classifier.
+    """Logs ``val_nll_calibrated``, the validation NLL after fitting a temperature to the same rows, for any classifier.
 
-    A validation loss mixes how well classes are told apart with how well confidences are scaled, and begins to rise when
-    the second suffers, long before the first has peaked. Since a temperature repairs the second after training, the
-    checkpoint to keep is the one of least NLL after it (refine, then calibrate)::
+    The validation NLL mixes two things: how well classes are separated, and how well confidences are scaled. It starts to
+    rise when the scaling deteriorates, long before the separation has peaked. A temperature repairs the scaling after
+    training, so the checkpoint to keep is the one with the lowest NLL after a temperature (refine, then calibrate)::
 
         Trainer(callbacks=[CalibratedNLL(), TemperatureScaling(), ModelCheckpoint(monitor="val_nll_calibrated")])
 
-    It is logged at the end of each validation, so ``ModelCheckpoint``, ``EarlyStopping`` and a ``ReduceLROnPlateau`` may
-    monitor it, wherever they stand among the callbacks: they look after all callbacks have logged. Each sample counts once
-    on any number of ranks. The price is one more forward pass a validation batch, in evaluation mode and with an isolated
-    random state; of an ensemble the pooled prediction counts. Sanity checks before the training log nothing.
+    The value is logged at the end of each validation. ``ModelCheckpoint``, ``EarlyStopping`` and ``ReduceLROnPlateau`` can
+    monitor it at any position among the callbacks, because they read it after all callbacks have logged. Each sample counts
+    once on any number of ranks. The cost is one more forward pass per validation batch, in evaluation mode and with an
+    isolated random state. For an ensemble, the pooled prediction is scored. The sanity check before training logs nothing.
 
     Args:
-        predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
+        predict_fn: ``predict_fn(model, x) -> logits``, if ``forward`` does not return them.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``.
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
-        task: What the outputs of a module that is not ours mean: a Task or its name. None: one label per input.
-        dataloader_idx: Which validation loader, where there are several.
+        task: What the outputs of a foreign module mean: a Task or its name. None: one label per input.
+        dataloader_idx: Index of the validation loader, if there are several.
 
     Raises:
-        InputError: At the first validation batch, where it has no class labels, or the model gives no logits.
+        InputError: At the first validation batch, if it has no class labels or the model returns no logits.
         UnsupportedError: Under FSDP, DeepSpeed or model parallelism.
 
     Source: Berta et al., "Rethinking early stopping: refine, then calibrate" (arXiv 2501.19195).
@@ -81,12 +81,12 @@ class CalibratedNLL(Callback):
         self._error: Exception | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that were not tested, and tasks without classes."""
+        """Reject untested strategies and tasks without classes."""
         check_strategy(trainer, type(self).__name__)
         check_calibration(self.read.task(pl_module), type(self).__name__)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the sums."""
         self._reset()
         number = len(loader_list(trainer.val_dataloaders))
         if not 0 <= self.dataloader_idx < number:
@@ -97,10 +97,8 @@ class CalibratedNLL(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Copy the batch: what the validation step does to it in place is not what is scored."""
-        if (
-            dataloader_idx == self.dataloader_idx
-        ):  # in the sanity check as well: what does not fit is told before the training
+        """Copy the batch, since the validation step may change it in place."""
+        if dataloader_idx == self.dataloader_idx:  # also in the sanity check, so that errors come before the training
             self._batch = batches.own_batch(batch)
 
     def on_validation_batch_end(
@@ -123,26 +121,26 @@ class CalibratedNLL(Callback):
         except Exception as error:
             if trainer.world_size == 1:
                 raise
-            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+            self._error = error  # raised on all ranks at the end; raised here, the other ranks would wait forever
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the value of all ranks' sums."""
+        """Log the value computed from the sums of all ranks."""
         raise_on_all_ranks(self._error, trainer)
         if trainer.sanity_checking:
             return
         value = torch.tensor(calibrated_nll_of_sums(self._sums.gather_sums(trainer)[0]))
-        # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+        # Every rank has the same value; `sync_dist` only avoids a warning of Lightning.
         pl_module.log(self.monitor, value, batch_size=1, sync_dist=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the sums."""
+        """Reset the sums."""
         self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Name validation data that held nothing, for which Lightning calls no other hook."""
+        """Report an empty validation loader, for which Lightning calls no other hook."""
         if stage == "validate":
             batches.check_not_empty(trainer, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Forget the sums."""
+        """Reset the sums."""
         self._reset()

@@ -1,4 +1,4 @@
-"""What calibrates the predictions of a test, for callbacks that read these predictions themselves."""
+"""The fitted calibrations in a Trainer, for callbacks that read test predictions themselves."""
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -8,14 +8,14 @@ from lightning_uq.running.transforms import PredictionTransform, transforms_of
 
 
 def calibrating_callbacks(trainer: Trainer) -> list[str]:
-    """The classes of the Trainer's callbacks that were fitted to change probabilities or intervals."""
+    """The class names of the Trainer's fitted callbacks that change probabilities or intervals."""
     return [type(one).__name__ for one in post_training_callbacks(trainer) if one.recalibrates and one.fitted]
 
 
 def calibrating_transforms(trainer: Trainer, model: nn.Module) -> list[PredictionTransform]:
-    """What these callbacks make of the predictions of a module that is not ours, with ``attach`` or without; of one kind that of the last.
+    """The calibrations to apply to the predictions of a foreign module, with or without ``attach``; the last one of each kind.
 
-    A module of this package carries its calibrations itself, so there is nothing to add.
+    The list is empty for a module of this package, whose predictions carry their calibrations.
     """
     if transforms_of(model) is not None:
         return []

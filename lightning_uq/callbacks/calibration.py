@@ -22,36 +22,36 @@ from lightning_uq.tasks import Task
 
 
 class Calibration(PostTrainingCallback):
-    """Fits held-out logits, gathered from all ranks, and lets predictions carry the result.
+    """Fits a calibration to held-out logits, gathered from all ranks, and attaches it to predictions.
 
-    A test logs what the calibration changes, for any module: ``uq/test_nll``, ``uq/test_ece`` and ``uq/test_brier``, and the same with
-    ``_calibrated`` at their end. It costs one more forward pass per test batch, in evaluation mode and with an isolated random
-    state. At the end of the training, :attr:`fitted_numbers` are logged under ``uq/``.
+    A test logs the metrics that the calibration changes, for any module: ``uq/test_nll``, ``uq/test_ece`` and ``uq/test_brier``,
+    and each with the suffix ``_calibrated``. This costs one more forward pass per test batch, in evaluation mode and with an
+    isolated random state. At the end of the training, :attr:`fitted_numbers` are logged under ``uq/``.
 
-    The predictions of this package's modules are calibrated from the fit on, so that ``test_nll`` and ``test_ece`` are those
-    after calibration; ``module(x)`` and the losses stay as they are. A module that is not ours is left alone, unless
-    ``attach=True`` replaces its predictions.
+    Predictions of this package's modules are calibrated from the fit on, so ``test_nll`` and ``test_ece`` are the calibrated
+    values. ``module(x)`` and the losses do not change. Predictions of a foreign module do not change, unless
+    ``attach=True`` replaces them.
 
     Args:
-        max_rows: The largest number of rows that are fitted; None reads all. Above it, as the pixels of a segmentation easily are,
-            a random sample of so many rows is fitted: the same one in every run, and on any number of ranks.
-        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
-            fitting data are those of the one validation loader.
+        max_rows: The largest number of rows to fit; None fits all. If there are more, as with the pixels of a segmentation,
+            a random sample of this size is fitted. It is the same in every run and on any number of ranks.
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and others. By default, the
+                validation loader is fitted; there must be exactly one.
 
     Raises:
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
     """
 
     tensor_name: ClassVar[str]
     """Name of the fitted tensor."""
 
     needs_classes: ClassVar[bool] = False
-    """Whether each label must be one of several classes, rather than on or off."""
+    """Whether each label is one of several classes, rather than on or off."""
 
     recalibrates = True
 
     of_members = False
-    """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
+    """Whether the calibration acts on each member, rather than on the log of the mean probabilities."""
 
     def __init__(self, *, max_rows: int | None = MAX_ROWS, **fitting: Any) -> None:
         super().__init__(**fitting)
@@ -60,49 +60,51 @@ class Calibration(PostTrainingCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         return {**super().settings, "max_rows": self.max_rows}
 
     def fit_logits(self, logits: Tensor, labels: Tensor) -> "Calibration":
-        """Fit logits [N, C] or [Z, N, C] with labels [N] that are in memory; gives back the callback itself."""
+        """Fit logits [N, C] or [Z, N, C] with labels [N] from memory, and return the callback."""
         self._set({**self.fit_members(logits if logits.ndim > 2 else logits.unsqueeze(0), labels)}, None)
         return self
 
     @abstractmethod
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The fitted tensors, from logits [Z, N, C] and labels [N]: of the members, or pooled with Z = 1."""
+        """The fitted tensors, from logits [Z, N, C] and labels [N]; Z is the number of members, or 1 if pooled."""
 
     def transform(self) -> PredictionTransform:
-        """The calibration as a change of predictions, which carry the fitted tensor."""
+        """The calibration as a transform that adds the fitted tensor to predictions."""
         return FieldTransform(self.tensor_name, self._get())
 
     def calibrate(self, prediction: Prediction) -> Prediction:
-        """The prediction, calibrated."""
+        """The calibrated prediction."""
         return self.transform().apply(prediction)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second calibration of the same predictions, which can carry one."""
+        """Reject a second calibration of the same predictions, which can carry only one."""
         super().setup(trainer, pl_module, stage)
         ours = is_uncertainty_module(pl_module)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         others = [c for c in callbacks if isinstance(c, Calibration) and (ours or c.attach)]
         if len(others) > 1:
             raise InputError(
-                f"A prediction of {type(pl_module).__name__} carries one calibration, but the Trainer has "
+                f"Predictions of {type(pl_module).__name__} can carry one calibration, but the Trainer has "
                 f"{' and '.join(type(c).__name__ for c in others)}. Keep one of them."
             )
 
-    # ------------------------------------------------------------------ what a test shows of it
+    # ------------------------------------------------------------------ test metrics
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a test."""
+        """Prepare the metrics of a test."""
         who: str = type(self).__name__
-        self._tested = LoggedMetrics(self.logits, self._both, _calibration_metrics, who, ("", "_calibrated"))
+        self._tested = LoggedMetrics(
+            self.logits, self._before_and_after, _calibration_metrics, who, ("", "_calibrated")
+        )
 
-    def _both(
+    def _before_and_after(
         self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
     ) -> tuple[Tensor, dict[When, Prediction]]:
-        """A batch's prediction before and after the calibration."""
+        """The batch's prediction before and after the calibration."""
         outputs = self.logits(model, batch, trainer, check=check)
         raw = self.logits.prediction(model, outputs, to_members=False)
         return outputs, {"": raw, "_calibrated": self.calibrate(raw)}
@@ -123,17 +125,17 @@ class Calibration(PostTrainingCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the batch just tested."""
+        """Score the batch that was just tested."""
         super().on_test_batch_end(trainer, pl_module)
         self._tested.update(trainer, pl_module, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log how good the probabilities are before and after the calibration."""
+        """Log the metrics before and after the calibration."""
         super().on_test_epoch_end(trainer, pl_module)
         self._tested.log(trainer, pl_module, self._prefix(trainer))
 
     def _prefix(self, trainer: Trainer) -> str:
-        """``uq/``, and the callback's name where the Trainer has several calibrations of an unmodified module."""
+        """``uq/``, followed by the callback's name if the Trainer has several calibrations of a foreign module."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         several = sum(isinstance(one, Calibration) for one in callbacks) > 1
         return f"uq/{self.name or type(self).__name__}/" if several else "uq/"
@@ -141,41 +143,41 @@ class Calibration(PostTrainingCallback):
     # ------------------------------------------------------------------ fitting
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a task without classes."""
+        """Reject a task without classes."""
         check_calibration(self.logits.task(pl_module), type(self).__name__, self.needs_classes)
         super().on_fit_start(trainer, pl_module)
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Labels are what a calibration is fitted to."""
+        """True: a calibration is fitted to labels."""
         return True
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
-        """Every label must be one that the task knows."""
+        """Check that the task accepts every label."""
         check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit, and log what was fitted: to the Trainer's loggers and its ``callback_metrics``."""
+        """Fit, and log the fitted numbers to the Trainer's loggers and ``callback_metrics``."""
         super().on_train_end(trainer, pl_module)
         log_fitted(trainer, self._prefix(trainer), self.fitted_numbers)
 
     @property
     def fitted_numbers(self) -> dict[str, float]:
-        """The fit in numbers: ``fit_nll`` and ``fit_nll_calibrated`` of the fitting rows, and ``temperature`` if there is one.
+        """The fit as numbers: ``fit_nll`` and ``fit_nll_calibrated`` on the fitting rows, and ``temperature`` if there is one.
 
-        Several temperatures are ``temperature/0``, ``temperature/1``, and so on. A fit of logits in memory has no ``fit_nll``.
+        Several temperatures are named ``temperature/0``, ``temperature/1``, and so on. After a fit of logits from memory, there is no ``fit_nll``.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         self._get()
         return {name: float(value) for name, value in (self._tensors or {}).items() if name.startswith("fit_nll")}
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
-        """Look for labels and logits."""
+        """Check that the batch holds labels and that the model returns logits."""
         self._reader(model).add(model, batch, trainer)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """Fit the logits of all rows, or a sample of them, from all ranks, in float64; pooled ones are kept without their members."""
+        """Fit the logits of all rows of all ranks, or a sample of them, in float64. A pooled fit does not keep the members."""
         reader = self._reader(model)
         with raising_on_all_ranks(trainer):
             for batch in loader:
@@ -183,7 +185,7 @@ class Calibration(PostTrainingCallback):
         return self.fit_read(reader, trainer)
 
     def fit_read(self, reader: CalibrationReader, trainer: Trainer | None) -> dict[str, Any]:
-        """The fitted tensors and the NLLs, from what was read on all ranks. A collective."""
+        """The fitted tensors and the NLLs, from the rows read on all ranks. A collective."""
         rows = reader.gather(trainer)
         tensors = self.fit_rows(rows)
         nlls = torch.zeros(2, dtype=torch.float64)
@@ -197,7 +199,7 @@ class Calibration(PostTrainingCallback):
     def calibrated_rows(
         self, prediction: CategoricalPrediction, rows: FittingRows, tensors: dict[str, Tensor]
     ) -> CategoricalPrediction:
-        """The fitting rows, calibrated with tensors that were just fitted to them."""
+        """The fitting rows after a calibration with newly fitted tensors."""
         return prediction.replace(**{self.tensor_name: tensors[self.tensor_name]})
 
     def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
@@ -205,29 +207,29 @@ class Calibration(PostTrainingCallback):
         return self.fit_members(rows.logits, rows.labels)
 
     def _reader(self, model: nn.Module) -> CalibrationReader:
-        """Reads the rows of the quantity that predictions then carry calibrated."""
+        """A reader of the logits that the calibration acts on."""
         if self.logits.predict_fn is not None and is_uncertainty_module(model):
             raise InputError(
-                f"{type(self).__name__} calibrates the predictions that {type(model).__name__} makes itself, so its "
-                "`predict_fn` would be fitted but not calibrated. Leave argument `predict_fn` out."
+                f"{type(self).__name__} calibrates the predictions that {type(model).__name__} makes itself, so fitting the output "
+                "of `predict_fn` would not calibrate them. Leave argument `predict_fn` out."
             )
         who = type(self).__name__
         check_calibration(self.logits.task(model), who, self.needs_classes)
         return self.new_reader(who, f"{who}'s fitting data")
 
     def new_reader(self, who: str, where: str) -> CalibrationReader:
-        """A reader of what is fitted, for messages that name ``who`` and begin with ``where``."""
+        """A reader of the fitting rows; ``who`` and ``where`` are for error messages."""
         return CalibrationReader(self.logits, who, where, of_members=self.of_members, max_rows=self.max_rows)
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Refuse a state that is no calibration of this kind.
+        """Check that the state is one of this kind of calibration.
 
         Raises:
-            InputError: The fitted tensor is not there.
+                InputError: The fitted tensor is missing.
         """
         if tensors is not None and not isinstance(tensors.get(self.tensor_name), Tensor):
             raise InputError(
-                f"A fitted state of {type(self).__name__} needs a tensor `{self.tensor_name}`, but it holds "
+                f"The fitted state of {type(self).__name__} needs the tensor `{self.tensor_name}`, but it holds "
                 f"{sorted(tensors)}."
             )
 
@@ -264,5 +266,5 @@ def _calibration_metrics(task: Task, when: When) -> dict[str, Metric]:
 
 
 def rounded_for(tensor: Tensor, prediction: Prediction) -> Tensor:
-    """A fitted tensor in float64 for a prediction in float64, and in float32 for any other."""
+    """A fitted tensor, in float64 for a float64 prediction and in float32 for any other."""
     return tensor.to(torch.float64 if prediction.dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""The calibrations of predictions that something was fitted to."""
+"""The calibrations of the predictions that a callback was fitted to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ _NUM_INDICES = "num_indices"
 
 
 class Carried:
-    """The calibrations that fitted predictions carried, and their number of hypotheses: a result is only for predictions with the same ones.
+    """The calibrations and the number of hypotheses of the fitted predictions. The result is valid only for predictions with the same ones.
 
     Args:
-        who: The callback, for messages.
-        tensors: Its fitted tensors.
+        who: Name of the callback, for error messages.
+        tensors: The fitted tensors of the callback.
     """
 
     def __init__(self, who: str, tensors: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ class Carried:
         return bool(self.tensors.keys() - {_NUM_INDICES})
 
     def check(self, prediction: Prediction) -> None:
-        """Raise an :class:`InputError` for a prediction that was calibrated otherwise. Pooled ones no longer tell."""
+        """Raise an :class:`InputError` for a prediction with other calibrations. Pooled predictions cannot be checked."""
         if prediction.num_indices is None or torch.compiler.is_compiling():
             return
         found = {name.removeprefix(_CARRIED): tensor for name, tensor in carried_by(prediction).items()}
@@ -45,20 +45,20 @@ class Carried:
             if own is None or new is None or not _is_same(own, new):
                 raise InputError(
                     f"{self.who} was fitted to predictions with {_described(name, own)}, but this one has {_described(name, new)}. Fit "
-                    f"{self.who} again, to predictions that are calibrated as this one is."
+                    f"{self.who} again to predictions with the same calibration."
                 )
 
     def _check_indices(self, prediction: Prediction) -> None:
-        own = self.tensors.get(_NUM_INDICES)  # None of a file that does not tell
+        own = self.tensors.get(_NUM_INDICES)  # None if the file does not hold it
         if own is not None and int(own) != prediction.num_indices:
             raise InputError(
-                f"{self.who} was fitted to predictions of {int(own)} hypotheses, but this one has {prediction.num_indices}. Predict with as many "
-                f"(`num_eval_samples`), or fit {self.who} again."
+                f"{self.who} was fitted to predictions with {int(own)} hypotheses, but this one has {prediction.num_indices}. Predict with the same "
+                f"number (`num_eval_samples`), or fit {self.who} again."
             )
 
 
 def carried_by(prediction: Prediction) -> dict[str, Tensor]:
-    """The calibrations that all rows of a prediction share, and its number of hypotheses where it tells."""
+    """The calibrations that all rows of a prediction share, and its number of hypotheses if known."""
     num = {} if prediction.num_indices is None else {_NUM_INDICES: torch.tensor(prediction.num_indices)}
     return {f"{_CARRIED}{name}": tensor for name, tensor in {**prediction.calibrations, **num}.items()}
 

@@ -1,4 +1,4 @@
-"""A plain module from a trained model and the states of what was fitted to it."""
+"""Builds a plain module from a trained model and the states fitted to it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,21 +46,21 @@ HELD_OUT: dict[str, type[HeldOutCallback]] = {
         OODAlarm,
     )
 }
-"""Callbacks on held-out predictions, by the name under which a file holds their state."""
+"""Callbacks on held-out predictions, by the name that stores their state in a file."""
 
 FEATURE_SCORES: dict[str, type[FeatureScore]] = {
     "whitening": FeatureDensity,
     "neighbors": FeatureNeighbors,
     "residual": VirtualLogits,
 }
-"""Scores of features, by the last part of a name that only their tensors have."""
+"""Feature scores, by a suffix that only the names of their tensors have."""
 
 PRECEDENCE = ("laplace", "calibration", "density")
-"""The order in which what was fitted acts; callbacks on held-out predictions follow, in their own order."""
+"""The order in which fitted states act. Callbacks on held-out predictions follow, in their own order."""
 
 
 def kind_of(key: str, state: dict[str, Any]) -> str | None:
-    """What a state holds: ``"calibration"``, ``"density"`` (any score of features), ``"laplace"``, or the class of a callback on held-out predictions."""
+    """The kind of a state: ``"calibration"``, ``"density"`` (any feature score), ``"laplace"``, or the class of a callback on held-out predictions."""
     tensors, name = state["tensors"], key.partition("{")[0]
     if name in HELD_OUT:
         return name
@@ -72,13 +72,13 @@ def kind_of(key: str, state: dict[str, Any]) -> str | None:
 
 
 def _score_type(tensors: dict[str, Any]) -> type[FeatureScore] | None:
-    """The class of the score of features that tensors describe."""
+    """The class of the feature score that the tensors describe."""
     parts = {name.rpartition(".")[2] for name in tensors}
     return next((kind for name, kind in FEATURE_SCORES.items() if name in parts), None)
 
 
 def _feature_score(tensors: dict[str, Any]) -> FeatureScore:
-    """The score of features that the tensors of kind ``"density"`` describe."""
+    """The feature score that tensors of kind ``"density"`` describe."""
     kind = _score_type(tensors)
     assert kind is not None
     return kind.from_tensors(tensors)
@@ -93,11 +93,11 @@ def compose(
     pool: Pool | None,
     task: Task | None,
 ) -> FittedNetwork | FittedPredictor:
-    """The model with its states inside.
+    """The model with the fitted states built in.
 
     Args:
-        model: The model, with the weights that the states were fitted on.
-        prefix: The prefix of its names in the file.
+        model: The model, with the weights of the fit.
+        prefix: The prefix of its parameter names in the file.
         states: The states by key, at most one of each kind.
         predict_fn: See :func:`~lightning_uq.load_fitted`.
         output: Likewise.
@@ -105,7 +105,7 @@ def compose(
         task: Likewise.
 
     Raises:
-        InputError: An argument that the states were fitted with is missing, or a state needs more than a prediction.
+        InputError: An argument of the fit is missing, or a state needs more than a prediction.
     """
     for key, state in states.items():
         settings = state["settings"]
@@ -120,13 +120,13 @@ def compose(
     wrapped: nn.Module
     if predict_fn is None and is_uncertainty_module(model):
         features = bool({"density", "laplace"} & set(kinds.values()))
-        wrapped = _Ours(_with_layers(model), features=features, raw=not is_network)
+        wrapped = _PackageNetwork(_with_layers(model), features=features, raw=not is_network)
         predict: Callable[[Tensor], Prediction] = model.prediction  # type: ignore[assignment]  # a Module's is untyped
     else:
-        if output is None:  # the calibration's, where there is one
+        if output is None:  # the calibration's, if there is one
             key = max(states, key=lambda key: kinds[key] == "calibration")
             output = states[key]["settings"]["output"]
-        wrapped, predict = _Foreign(model, predict_fn, output, task, raw=not is_network), found.predict
+        wrapped, predict = _ForeignNetwork(model, predict_fn, output, task, raw=not is_network), found.predict
     if is_network:
         return _network(wrapped, model, prefix, states, pool, of_labels=not found.has_classes)
     ordered = sorted(states, key=lambda key: _place(kinds[key]))
@@ -165,14 +165,14 @@ def _change(
     prefix: str,
     pool: Pool | None,
 ) -> FittedChange:
-    """What a state does to a prediction."""
+    """The change that a state makes to a prediction."""
     tensors = state["tensors"]
     if kind in ("density", "laplace"):
         layers = _layers(wrapped, model, tensors["feature_layer"].removeprefix(prefix))
         if kind == "laplace":
             transform = FitLaplace.of_state(state).transform()
             if transform.outputs.has_logits:
-                _ = transform.weights  # a graph cannot draw them
+                _ = transform.weights  # drawn now, since an exported graph cannot draw them
             return FittedChange(transform.changed, layers)
         used = _pool(key, state["settings"].get("pool"), pool)
         return FittedChange(partial(with_score, _feature_score(tensors)), layers, used)
@@ -186,12 +186,12 @@ def _change(
 
 
 def _calibrated(tensors: dict[str, Tensor], prediction: Prediction) -> Prediction:
-    """The prediction with a calibration of its probabilities."""
+    """The prediction with its probabilities calibrated."""
     return prediction.replace(**{name: rounded_for(tensor, prediction) for name, tensor in tensors.items()})
 
 
 def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
-    """The pooling of a score's fit: the name in its state, or the function, which has to be passed again."""
+    """The pooling of the score's fit: the name in its state, or the function that the caller must pass again."""
     is_function = fitted is not None and fitted.startswith("function ")
     if pool_setting(given) != fitted and (given is not None or is_function):
         advice = "Pass that function as argument `pool`." if is_function else "Leave argument `pool` out."
@@ -202,7 +202,7 @@ def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
 
 
 def _with_layers(model: nn.Module) -> nn.Module:
-    """Members that run at once have no layers of their own: here they run one after the other, and export as they are."""
+    """A model whose members run one after the other. Members that run at once have no layers of their own."""
     network: Any = model.network
     source = network.feature_source
     loop = source.unstacked()
@@ -215,17 +215,17 @@ def _with_layers(model: nn.Module) -> nn.Module:
 
 
 def _layers(wrapped: nn.Module, model: nn.Module, layer: str) -> list[str]:
-    """The layer's name in the whole, in each of its members."""
+    """The full name of the layer, in each member."""
     names = {module: uncompiled(name) for name, module in wrapped.named_modules()}
     return [
         ".".join(filter(None, (names[inner], layer))) for inner in inner_networks(model)
     ]  # "" is the network itself
 
 
-class _Ours(nn.Module):
-    """The logits of one of our modules, or the log of a Dirichlet's mean, or raw outputs, at the indices that it is evaluated with.
+class _PackageNetwork(nn.Module):
+    """Returns the logits of a module of this package, the log of a Dirichlet's mean, or raw outputs, at the evaluation indices.
 
-    The indices lie in a buffer, since no graph can draw them. A subclass's own ``forward`` is called as it is, and draws them.
+    The indices are a buffer, since a graph cannot draw them. A subclass with its own ``forward`` draws them itself.
     """
 
     index: Tensor
@@ -245,7 +245,7 @@ class _Ours(nn.Module):
     def forward(self, x: Any) -> Tensor:
         network: Any = self.model.network
         logits: Tensor = self.model(x) if self.calls_forward else self.model.outputs_at(x, self.index)  # type: ignore[operator]
-        if self.features and not network.shows_features:  # once more without masks: the score is of these features
+        if self.features and not network.shows_features:  # a pass without masks gives the scored features
             for inner in network.feature_networks():
                 network.feature_source.read_output.raw(inner, self._input)
             self._input = None
@@ -258,8 +258,8 @@ class _Ours(nn.Module):
         self._input = args[0]
 
 
-class _Foreign(nn.Module):
-    """The logits [Z, B, C, ...] of any other module, or its raw outputs."""
+class _ForeignNetwork(nn.Module):
+    """Returns the logits [Z, B, C, ...] or the raw outputs of a foreign module."""
 
     def __init__(
         self, model: nn.Module, predict_fn: PredictFn | str | None, output: Output, task: Task | None, raw: bool

@@ -1,4 +1,4 @@
-"""Intervals with a fitted coverage, on any LightningModule that predicts numbers."""
+"""Prediction intervals with a guaranteed coverage, for any LightningModule that predicts numbers."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -29,32 +29,32 @@ IntervalMethod = Literal["absolute", "normalized", "cqr"]
 
 
 class ConformalIntervals(HeldOutCallback):
-    """Intervals that hold a target with a probability of at least 1 - alpha, on any LightningModule that predicts numbers.
+    """Intervals that contain the target with a probability of at least 1 - alpha, for any LightningModule that predicts numbers.
 
-    Split conformal prediction: the margin is an exact order statistic of the scores of the validation rows, of all ranks. If these rows are
-    exchangeable with the later ones, and the network was not fitted to them, the coverage holds whatever the network is. It is a mean over
-    all rows; ``groups`` lets it hold within each group. It needs at least 1 / alpha - 1 rows.
+    Split conformal prediction: the margin is an exact order statistic of the scores of the validation rows of all ranks. The coverage holds
+    for any network, if the validation rows are exchangeable with later rows and the network was not fitted to them. It is an average over
+    all rows; with ``groups`` it also holds within each group. The fit needs at least 1 / alpha - 1 rows.
 
     Predictions carry ``conformal_lower`` and ``conformal_upper`` [B, D]. A test logs ``uq/test_coverage`` and ``uq/test_interval_width``.
-    Callbacks that change predictions, such as :class:`FitLaplace`, stand before this one. Each of D targets, and each step of a horizon
-    [B, H, D], has its own margin, unless ``simultaneous``. Missing targets (NaN) are left out. An input that is not finite gets
+    Callbacks that change predictions, such as :class:`FitLaplace`, must stand before this one. Each of the D targets, and each step of a horizon
+    [B, H, D], has its own margin, unless ``simultaneous`` is set. Missing targets (NaN) are skipped. An input that is not finite gets
     the interval from minus to plus infinity.
 
     Args:
-        alpha: Share of targets that may lie outside, in (0, 1).
-        method: ``"absolute"``: |y - mean| (the median, for quantiles): all intervals have one width. ``"normalized"``: |y - mean| over the
-            predicted standard deviation. ``"cqr"``: the distance outside of the predicted interval of level 1 - alpha.
-        groups: ``groups(x) -> [B]`` gives the group of each input, an integer from 0. Each group has its own margin; a group without
+        alpha: Share of targets that may lie outside the interval, in (0, 1).
+        method: ``"absolute"``: |y - mean| (the median, for quantiles), so all intervals have the same width. ``"normalized"``: |y - mean| divided
+            by the predicted standard deviation. ``"cqr"``: the distance of y from the predicted interval of level 1 - alpha.
+        groups: ``groups(x) -> [B]`` returns the group of each input, an integer from 0. Each group has its own margin; a group without
             fitted rows gets infinite intervals.
-        simultaneous: Whether the band over the H steps of a horizon holds all of them at once with that probability. Rows with a missing
-            step are then left out of the fit.
-        density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` gives the density of later inputs over that of the validation
-            inputs, up to a factor. Each row then has a margin of its own.
+        simultaneous: Whether the interval contains all H steps of a horizon at once with that probability. The fit then skips rows with a
+            missing step.
+        density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` returns the density of later inputs divided by that of the
+            validation inputs, up to a constant factor. Each row then has its own margin.
         fitting: ``max_rows`` (2^17 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
             ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Raises:
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
 
     Source: Lei et al., JASA 113 (2018) (arXiv 1604.04173); Romano et al., NeurIPS 2019 (arXiv 1905.03222), for "cqr"; Stankeviciute et
     al., NeurIPS 2021, for horizons; Tibshirani et al., NeurIPS 2019 (arXiv 1904.06019), for the weights.
@@ -86,7 +86,7 @@ class ConformalIntervals(HeldOutCallback):
         check_choice("method", method, ("absolute", "normalized", "cqr"))
         check_bool("simultaneous", simultaneous)
         if groups is not None and density_ratio is not None:
-            raise InputError("`groups` and `density_ratio` exclude each other. Pass one of them.")
+            raise InputError("`groups` and `density_ratio` cannot be combined. Pass one of them.")
         self.alpha = alpha
         self.method = method
         self.groups = groups
@@ -95,7 +95,7 @@ class ConformalIntervals(HeldOutCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on; ``alpha`` only with "cqr", whose scores are distances from the interval of that level."""
+        """The arguments that a fit depends on; ``alpha`` is one of them only for "cqr", whose scores are distances from the interval of that level."""
         own = {
             "method": self.method,
             "groups": self.groups is not None,
@@ -107,7 +107,7 @@ class ConformalIntervals(HeldOutCallback):
     # ------------------------------------------------------------------ fitting
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task without numbers."""
+        """Reject a task without numbers."""
         if not task.has_numeric_targets:
             raise InputError(
                 f"ConformalIntervals makes intervals of numbers, which {describe(task)} does not predict. Use ConformalSets for classes, or pass "
@@ -115,14 +115,14 @@ class ConformalIntervals(HeldOutCallback):
             )
 
     def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:
-        """The groups, or the density ratio."""
+        """The functions for groups or density ratios."""
         found = {"groups": self.groups, "weights": self.density_ratio}
         return {name: function for name, function in found.items() if function is not None}
 
     value_names = ("groups", "weights")
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """The score of each target [N, ..., D], NaN where it is missing, and the group or the weight of each row [N].
+        """The score of each target [N, ..., D], NaN where missing, and the group or the weight of each row [N].
 
         Args:
             prediction: Predictions of numbers [N, ..., D].
@@ -142,22 +142,22 @@ class ConformalIntervals(HeldOutCallback):
                 raise InputError(
                     f"`simultaneous` is for the steps of a horizon [B, H, D], but the predictions have shape {list(scores.shape)}."
                 )
-            scores = scores.flatten(1, -2).amax(1)  # NaN, hence left out, where a step is missing
+            scores = scores.flatten(1, -2).amax(1)  # NaN, and therefore skipped, where a step is missing
         given = {name: one_per_row(name, value, len(scores)) for name, value in values.items()}
         if "groups" in given and given["groups"].dtype == torch.bool:
             given["groups"] = given["groups"].long()
-        HeldOutScores(scores, given.get("groups"), given.get("weights"))  # raises what does not fit together
+        HeldOutScores(scores, given.get("groups"), given.get("weights"))  # raises if they do not match
         return (scores, *given.values())
 
     def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
-        """The scores of all rows, from which margins follow."""
+        """The scores of all rows, which determine the margins."""
         scores, *given = rows
         needed = rows_needed(self.alpha)
         if not bool((~scores.isnan()).any(0).all()):
             raise InputError(
-                "`target` must hold a row with all steps known for each target, since `simultaneous` leaves out the others, but there is none."
+                "`simultaneous` needs rows whose steps are all known, but each row of `target` misses one."
                 if self.simultaneous
-                else "`target` must hold a known number for each target and step, but all are NaN for one."
+                else "`target` must hold a known number for each target and step, but one of them is NaN in all rows."
             )
         fewest = int((~scores.isnan()).sum(0).min())
         if fewest < needed:
@@ -170,15 +170,13 @@ class ConformalIntervals(HeldOutCallback):
         (values,) = given
         if values.is_floating_point():
             if not bool(values.any()):
-                raise InputError(
-                    "`weights` must hold positive numbers, but all density ratios of the fitted rows are 0."
-                )
+                raise InputError("`density_ratio` must be positive for some of the fitted rows, but it is 0 for all.")
             return {**found, "weights": values}
         counts = values.bincount()
         few = ((counts > 0) & (counts < needed)).nonzero().flatten().tolist()
         if few:
             rank_zero_warn(
-                f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows of a group."
+                f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows per group."
             )
         return {**found, "groups": values.long()}
 
@@ -187,33 +185,33 @@ class ConformalIntervals(HeldOutCallback):
         """The scores of the fitted rows.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         return HeldOutScores(self.state["scores"], self.state.get("groups"), self.state.get("weights"))
 
     @property
     def margin(self) -> Tensor:
-        """The margin [..., D] of each target; with ``groups`` [G, ..., D]. In float64.
+        """The margin [..., D] of each target in float64; [G, ..., D] with ``groups``.
 
-        It is in the target's units; of "normalized", in standard deviations.
+        Margins are in the target's units, or in standard deviations for "normalized".
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: With ``density_ratio``, each row has another one.
+            NotFittedError: The callback is not fitted.
+            InputError: With ``density_ratio``, there is no single margin, since each row has its own.
         """
         held_out = self.held_out
         return held_out.threshold(self.alpha) if held_out.groups is None else held_out.of_groups(self.alpha)
 
     @property
     def fitted_numbers(self) -> dict[str, float]:
-        """The mean margin over targets and steps, if it is the same for all rows."""
+        """The mean margin over targets and steps, if all rows share it."""
         one = self.groups is None and self.density_ratio is None
         return {"interval_margin": float(self.margin.mean())} if one else {}
 
     # ------------------------------------------------------------------ predictions
 
     def transform(self) -> "IntervalTransform":
-        """Predictions carry their intervals."""
+        """The transform that adds intervals to predictions."""
         self._check_level(self.alpha)
         functions = self.input_functions()
         return IntervalTransform(self.method, self.held_out, self.alpha, functions, self.carried())
@@ -226,17 +224,17 @@ class ConformalIntervals(HeldOutCallback):
         groups: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of predictions, each [B, ..., D] in the shape of the targets.
+        """The lower and the upper bound of predictions, each in the shape [B, ..., D] of the targets.
 
         Args:
-            prediction: Predictions of numbers, calibrated as those that were fitted.
-            alpha: Another level than the callback's; not with "cqr".
+            prediction: Predictions of numbers, calibrated like those that were fitted.
+            alpha: A level other than the callback's; not available with "cqr".
             groups: The groups [B] of the rows, with ``groups``.
             weights: Their density ratios [B], with ``density_ratio``.
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: The prediction is of another kind, or calibrated otherwise.
+            NotFittedError: The callback is not fitted.
+            InputError: The prediction is of another kind, or has another calibration.
         """
         alpha = self.alpha if alpha is None else alpha
         self._check_level(alpha)
@@ -246,7 +244,7 @@ class ConformalIntervals(HeldOutCallback):
         fitted = self.state["alpha"]
         if alpha != fitted and self.method == "cqr":
             raise InputError(
-                f"With method='cqr' the fit is for alpha={fitted:g} alone. Fit another callback for alpha={alpha:g}."
+                f"With method='cqr', the fit holds only for alpha={fitted:g}. Fit another callback for alpha={alpha:g}."
             )
 
     def stream(self, step_size: float = 0.005, window: int | None = None) -> ConformalStream:
@@ -254,7 +252,7 @@ class ConformalIntervals(HeldOutCallback):
         return ConformalStream(self, step_size, window)
 
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """Coverage and mean width of the intervals."""
+        """The coverage and the mean width of the intervals."""
         covered = ConformalCoverage(self.simultaneous, validate_args=False)
         return {"coverage": covered, "interval_width": ConformalSize(validate_args=False)}
 
@@ -286,12 +284,12 @@ class IntervalTransform(PredictionTransform):
         self.alpha = alpha
         self.functions = functions
         self.carried = carried
-        self.values: Mapping[str, Tensor] | None = None  # what the functions gave for the input at hand
+        self.values: Mapping[str, Tensor] | None = None  # values of the functions for the current input
         if held_out.groups is None and held_out.weights is None:
-            held_out.threshold(alpha)  # kept from now on: a graph cannot sort the fitted rows
+            held_out.threshold(alpha)  # cached now: a graph cannot sort the fitted rows
 
     def of_input(self, x: Any) -> PredictionTransform:
-        """The transform with the input's groups or density ratios."""
+        """The transform with the groups or density ratios of an input."""
         if not self.functions:
             return self
         own = copy.copy(self)
@@ -299,18 +297,18 @@ class IntervalTransform(PredictionTransform):
         return own
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with its intervals; without an input whose group it needs, as it was."""
+        """The prediction with its intervals, or unchanged if the groups or density ratios of its input are unknown."""
         if self.functions and self.values is None:
             return prediction
         return prediction.replace(**self.at(prediction, self.alpha, **(self.values or {})))
 
     def at(self, prediction: Prediction, alpha: float, **values: Tensor) -> dict[str, Tensor]:
-        """The tensors that a prediction carries at a level."""
+        """The tensors that a prediction carries at level ``alpha``."""
         lower, upper = self.intervals(prediction, alpha, **values)
         return {"conformal_lower": lower, "conformal_upper": upper}
 
     def use(self, held_out: HeldOutScores) -> None:
-        """Go on with other scores."""
+        """Continue with other scores."""
         self.held_out = held_out
 
     def intervals(
@@ -322,7 +320,7 @@ class IntervalTransform(PredictionTransform):
         for name, values in (("groups", groups), ("weights", weights)):
             if values is not None:
                 one_per_row(name, values, len(prediction))
-        # A row from which nothing can be predicted gets all numbers.
+        # A row without a valid prediction gets the interval of all numbers.
         bad = ~(lower.isfinite() & upper.isfinite()) if scale is None else ~(lower.isfinite() & scale.isfinite())
         lower, upper = (torch.where(bad, 0.0, bound) for bound in (lower, upper))
         scale = None if scale is None else torch.where(bad, 1.0, scale)
@@ -335,7 +333,7 @@ class IntervalTransform(PredictionTransform):
         return _rounded(low, dtype, -torch.inf), _rounded(high, dtype, torch.inf)
 
     def _margin(self, prediction: Any, alpha: float, groups: Tensor | None, weights: Tensor | None) -> Tensor:
-        """The margin in a shape that broadcasts to the targets [B, ..., D], or [B, D, *P] of maps."""
+        """The margin in a shape that broadcasts to the targets: [B, ..., D], or [B, D, *P] for maps."""
         margin = self.held_out.threshold(alpha, groups, weights)
         fitted = self.held_out.scores.ndim - 1
         shape = prediction.target_shape
@@ -348,9 +346,9 @@ class IntervalTransform(PredictionTransform):
 
 
 def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What an interval is widened from: lower and upper bounds, and the scale of the margin."""
+    """The lower and upper bounds to widen, and the scale of the margin."""
     if not isinstance(prediction, NumberPrediction):
-        raise InputError(f"`prediction` must be of numbers, but it is a {type(prediction).__name__}.")
+        raise InputError(f"`prediction` must predict numbers, but it is a {type(prediction).__name__}.")
     try:
         if method == "cqr":
             return *prediction.interval(1 - alpha), None
@@ -360,11 +358,11 @@ def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Te
         scale = prediction.variance.sqrt()
         return center, center, scale.clamp_min(torch.finfo(scale.dtype).tiny)  # a variance may be rounded to 0
     except InputError as error:
-        raise InputError(f"`method` {method!r} does not suit these predictions. {error}") from error
+        raise InputError(f"method={method!r} cannot be used with these predictions. {error}") from error
 
 
 def _rounded(bound: Tensor, dtype: torch.dtype, outside: float) -> Tensor:
-    """A bound in another dtype, rounded to the outside, so that it still holds a target that lies on it."""
+    """A bound in another dtype, rounded outwards, so that it still contains a target that lies on it."""
     rounded = bound.to(dtype)
     if torch.compiler.is_compiling():  # ONNX has no `nextafter`
         return rounded

@@ -1,4 +1,4 @@
-"""Conformal intervals as rows of the comparison."""
+"""Conformal intervals as methods of the comparison."""
 
 from lightning.pytorch import Callback
 

@@ -1,4 +1,4 @@
-"""Sets of classes with a fitted coverage, on any LightningModule that classifies."""
+"""Sets of classes with a guaranteed coverage, for any LightningModule that classifies."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -40,35 +40,35 @@ SetMethod = Literal["lac", "aps", "raps"]
 
 
 class ConformalSets(HeldOutCallback):
-    """Sets of classes that hold the true one with a probability of at least 1 - alpha, on any LightningModule that classifies.
+    """Sets that contain the true class with a probability of at least 1 - alpha, for any LightningModule that classifies.
 
-    Split conformal prediction: the threshold is an exact order statistic of the scores of the validation rows, of all ranks. If these rows
-    are exchangeable with the later ones, and the network was not fitted to them, the coverage holds whatever the network is. It is a mean
-    over all rows; ``by_class`` lets it hold within each class.
+    Split conformal prediction: the threshold is an exact order statistic of the scores of the validation rows of all ranks. The coverage
+    holds for any network, if the validation rows are exchangeable with later rows and the network was not fitted to them. It is an average
+    over all rows; with ``by_class`` it also holds within each class.
 
     Predictions carry ``prediction_set`` [B, C, ...] and ``set_size``. A test logs ``uq/test_coverage`` and ``uq/test_set_size``.
-    Callbacks that change probabilities, such as :class:`TemperatureScaling`, stand before this one. In a map, each position has a set, and
-    the coverage holds over all positions together. An input that is not finite gets the set of all classes.
+    Callbacks that change probabilities, such as :class:`TemperatureScaling`, must stand before this one. In a map, each position has a set, and
+    the coverage is an average over all positions. An input that is not finite gets the set of all classes.
 
     Args:
         alpha: Share of rows whose set may lack the true class, in (0, 1).
-        method: ``"lac"``: all classes whose probability exceeds a threshold; the smallest sets in the mean. ``"aps"``: the most probable
-            classes up to a sum of probabilities, whose sets are larger for harder rows. ``"raps"``: the same with a penalty on
+        method: ``"lac"``: all classes whose probability exceeds a threshold, which gives the smallest sets on average. ``"aps"``: the most probable
+            classes up to a sum of probabilities, so harder rows get larger sets. ``"raps"``: like "aps", with a penalty on
             large sets.
-        by_class: Whether each class has a threshold of its own (Mondrian). A class with fewer than 1 / alpha - 1 rows is in every set.
-        randomized: For "aps" and "raps": whether the last class of a set is kept at random, without which sets are too large. The
+        by_class: Whether each class has a threshold of its own (Mondrian). A class with fewer than 1 / alpha - 1 fitted rows is in every set.
+        randomized: For "aps" and "raps": whether the last class of a set is kept at random. Without it, sets are too large. The
             draw is a function of the row's probabilities, so a row has the same draw, up to rounding, in any batch and on any rank.
-        allow_empty: Whether a set may be empty. If not, an empty set gets its most probable class, and the coverage exceeds 1 - alpha wherever
+        allow_empty: Whether a set may be empty. If not, an empty set gets its most probable class, so the coverage exceeds 1 - alpha if
             the accuracy does.
         penalty: For "raps": the penalty of each class beyond the first ``k_reg``.
         k_reg: For "raps": see ``penalty``.
-        density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` gives the density of later inputs over that of the validation
-            inputs, up to a factor. Each row then has a threshold of its own.
+        density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` returns the density of later inputs divided by that of the validation
+            inputs, up to a constant factor. Each row then has its own threshold.
         fitting: ``max_rows`` (2^17 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
             ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Raises:
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
 
     Source: Sadinle et al., JASA 114 (2019), for "lac"; Romano et al., NeurIPS 2020 (arXiv 2006.02544), for "aps"; Angelopoulos et al., ICLR
     2021 (arXiv 2009.14193), for "raps"; Tibshirani et al., NeurIPS 2019 (arXiv 1904.06019), for the weights.
@@ -107,9 +107,9 @@ class ConformalSets(HeldOutCallback):
         for name, value in (("by_class", by_class), ("randomized", randomized), ("allow_empty", allow_empty)):
             check_bool(name, value)
         if randomized and method == "lac":
-            raise InputError("`randomized` is for method='aps' or 'raps', but `method` is 'lac'.")
+            raise InputError("`randomized` needs method='aps' or 'raps', but `method` is 'lac'.")
         if by_class and density_ratio is not None:
-            raise InputError("`by_class` and `density_ratio` exclude each other. Pass one of them.")
+            raise InputError("`by_class` and `density_ratio` cannot be combined. Pass one of them.")
         check_at_least("penalty", penalty, 0.0)
         check_integer("k_reg", k_reg, 0)
         self.alpha = alpha
@@ -120,33 +120,33 @@ class ConformalSets(HeldOutCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on; ``alpha`` and ``allow_empty`` only say how it is used."""
+        """The arguments that a fit depends on, without ``alpha`` and ``allow_empty``, which only affect how it is used."""
         own = {**self.scores.settings, "by_class": self.by_class, "density_ratio": self.density_ratio is not None}
         return {**super().settings, **own}
 
     # ------------------------------------------------------------------ fitting
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task without classes."""
+        """Reject a task without classes."""
         if not task.has_classes:
             raise InputError(
-                f"ConformalSets makes sets of classes, which {describe(task)} does not have. Use ConformalIntervals for numbers and "
+                f"ConformalSets makes sets of classes, but {describe(task)} has no classes. Use ConformalIntervals for numbers, or "
                 "ConformalRiskControl for several labels."
             )
 
     def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:
-        """The density ratio."""
+        """The function for density ratios."""
         return {} if self.density_ratio is None else {"weights": self.density_ratio}
 
     value_names = ("weights", "uniforms")
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """The score of each row's true class [N], the class, the number of classes, and the weight.
+        """The score of each row's true class [N], that class, the number of classes, and the weight.
 
         Args:
             prediction: Predictions of classes [N, C].
             target: Class indices [N].
-            values: ``weights``, density ratios [N]; ``uniforms``, the draws [N] in [0, 1] of ``randomized``, which by default follow from the
+            values: ``weights``, the density ratios [N]; ``uniforms``, the draws [N] in [0, 1] for ``randomized``, by default computed from the
                 rows' probabilities.
         """
         _check_kind(prediction)
@@ -158,11 +158,11 @@ class ConformalSets(HeldOutCallback):
         own = self.scores(log_probs, values.get("uniforms"), target.to(log_probs.device))
         number = torch.full_like(target, log_probs.shape[1])
         weights = [one_per_row("weights", values["weights"], len(own))] if "weights" in values else []
-        HeldOutScores(own, target if self.by_class else None, *weights)  # raises what does not fit together
+        HeldOutScores(own, target if self.by_class else None, *weights)  # raises if they do not match
         return (own, target.long(), number.long(), *weights)
 
     def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
-        """The scores of all rows, from which a threshold follows for any ``alpha``."""
+        """The scores of all rows, which determine the threshold for any ``alpha``."""
         scores, labels, number, *weights = rows
         num_classes = int(number.max())
         if self.by_class:
@@ -170,14 +170,14 @@ class ConformalSets(HeldOutCallback):
             few = [c for c in range(num_classes) if counts[c] < rows_needed(self.alpha)]
             if few:
                 rank_zero_warn(
-                    f"ConformalSets puts classes {few} into every set: alpha={self.alpha:g} needs {rows_needed(self.alpha)} rows of a class."
+                    f"ConformalSets puts classes {few} into every set: alpha={self.alpha:g} needs {rows_needed(self.alpha)} rows per class."
                 )
         elif len(scores) < rows_needed(self.alpha):
             rank_zero_warn(
-                f"ConformalSets gives sets of all classes: alpha={self.alpha:g} needs {rows_needed(self.alpha)} rows, but there are {len(scores)}."
+                f"ConformalSets gives sets with all classes: alpha={self.alpha:g} needs {rows_needed(self.alpha)} rows, but there are {len(scores)}."
             )
         if weights and not bool(weights[0].any()):
-            raise InputError("`weights` must hold positive numbers, but all density ratios of the fitted rows are 0.")
+            raise InputError("`density_ratio` must be positive for some of the fitted rows, but it is 0 for all.")
         groups = {"groups": labels} if self.by_class else {}
         used = {"num_classes": num_classes, "alpha": self.alpha, "allow_empty": self.allow_empty}
         return {"scores": scores, **used, **groups, **({"weights": weights[0]} if weights else {})}
@@ -187,30 +187,30 @@ class ConformalSets(HeldOutCallback):
         """The scores of the fitted rows.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         return HeldOutScores(self.state["scores"], self.state.get("groups"), self.state.get("weights"))
 
     @property
     def threshold(self) -> Tensor:
-        """The threshold of scores, a scalar, or [C] with ``by_class``, in float64. "lac" has scores log((1 - p) / p).
+        """The threshold of scores in float64: a scalar, or [C] with ``by_class``. The scores of "lac" are log((1 - p) / p).
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: With ``density_ratio``, each row has another one.
+            NotFittedError: The callback is not fitted.
+            InputError: With ``density_ratio``, there is no single threshold, since each row has its own.
         """
         return self.transform().threshold(self.alpha, None)
 
     @property
     def fitted_numbers(self) -> dict[str, float]:
-        """The threshold, if it is one number."""
+        """The threshold, if all rows share it."""
         one = not self.by_class and self.density_ratio is None
         return {"set_threshold": float(self.threshold)} if one else {}
 
     # ------------------------------------------------------------------ predictions
 
     def transform(self) -> "SetTransform":
-        """Predictions carry their sets."""
+        """The transform that adds sets to predictions."""
         return SetTransform(
             self.scores,
             self.held_out,
@@ -229,17 +229,17 @@ class ConformalSets(HeldOutCallback):
         weights: Tensor | None = None,
         uniforms: Tensor | None = None,
     ) -> Tensor:
-        """The sets of predictions: bool [B, C, ...].
+        """The sets of predictions, bool [B, C, ...].
 
         Args:
-            prediction: Predictions of classes, calibrated as those that were fitted.
-            alpha: Another level than the callback's.
+            prediction: Predictions of classes, calibrated like those that were fitted.
+            alpha: A level other than the callback's.
             weights: Density ratios [B] of the rows, with ``density_ratio``.
-            uniforms: The draws [B] in [0, 1] of ``randomized``.
+            uniforms: The draws [B] in [0, 1] for ``randomized``.
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: The prediction is of another kind, or calibrated otherwise.
+            NotFittedError: The callback is not fitted.
+            InputError: The prediction is of another kind, or has another calibration.
         """
         return self.transform().sets(prediction, self.alpha if alpha is None else alpha, weights, uniforms)
 
@@ -248,16 +248,16 @@ class ConformalSets(HeldOutCallback):
         return ConformalStream(self, step_size, window)
 
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """Coverage and mean size of the sets."""
+        """The coverage and the mean size of the sets."""
         return {"coverage": ConformalCoverage(validate_args=False), "set_size": ConformalSize(validate_args=False)}
 
 
 class SetScores:
-    """The nonconformity scores of all classes by one method.
+    """The nonconformity scores of all classes.
 
     Args:
         method: "lac", "aps" or "raps".
-        randomized: Whether "aps" and "raps" draw.
+        randomized: Whether "aps" and "raps" keep the last class at random.
         penalty: See :class:`ConformalSets`.
         k_reg: Likewise.
     """
@@ -270,7 +270,7 @@ class SetScores:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments, as plain data."""
+        """The arguments as plain data."""
         return dict(vars(self)) if self.method == "raps" else {"method": self.method, "randomized": self.randomized}
 
     def __call__(
@@ -281,7 +281,7 @@ class SetScores:
         *,
         validate: bool = True,
     ) -> Tensor:
-        """Scores [N, C] in float64 of log-probabilities [N, C], or those of the labels [N]; ``uniforms`` [N] in place of the draws."""
+        """The scores [N, C] of log-probabilities [N, C], or those of the labels [N], in float64; ``uniforms`` [N] replaces the draws."""
         if self.method == "lac":
             return lac_scores(log_probs, target, validate=validate)
         if self.randomized and uniforms is None:
@@ -324,12 +324,12 @@ class SetTransform(PredictionTransform):
         self.allow_empty = allow_empty
         self.density_ratio = density_ratio
         self.carried = carried
-        self.weights: Tensor | None = None  # the density ratios [B] of the rows at hand
+        self.weights: Tensor | None = None  # the density ratios [B] of the current rows
         if density_ratio is None:
-            self.threshold(alpha, None)  # kept from now on: a graph cannot sort the fitted rows
+            self.threshold(alpha, None)  # cached now: a graph cannot sort the fitted rows
 
     def of_input(self, x: Any) -> PredictionTransform:
-        """The transform with the input's density ratios."""
+        """The transform with the density ratios of an input."""
         if self.density_ratio is None:
             return self
         own = copy.copy(self)
@@ -337,21 +337,21 @@ class SetTransform(PredictionTransform):
         return own
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with its sets; without an input whose density ratio it needs, as it was."""
+        """The prediction with its sets, or unchanged if the density ratios of its input are unknown."""
         if self.density_ratio is not None and self.weights is None:
             return prediction
         return prediction.replace(**self.at(prediction, self.alpha))
 
     def at(self, prediction: Prediction, alpha: float) -> dict[str, Tensor]:
-        """The tensor that a prediction carries at a level."""
+        """The tensor that a prediction carries at level ``alpha``."""
         return {"prediction_set": self.sets(prediction, alpha, self.weights, None)}
 
     def use(self, held_out: HeldOutScores) -> None:
-        """Go on with other scores."""
+        """Continue with other scores."""
         self.held_out = held_out
 
     def threshold(self, alpha: float, weights: Tensor | None) -> Tensor:
-        """The threshold: a scalar, [C] of classes, or [B, 1] of rows with weights."""
+        """The threshold: a scalar, [C] for classes, or [B, 1] for weighted rows."""
         if weights is not None:
             return self.held_out.threshold(alpha, weights=weights).unsqueeze(1)
         by_class = self.held_out.groups is not None
@@ -364,7 +364,7 @@ class SetTransform(PredictionTransform):
         log_probs: Tensor = prediction.log_probs
         if log_probs.shape[1] != self.num_classes:
             raise InputError(
-                f"`prediction` must have {self.num_classes} classes, as the fitted rows had, but it has {log_probs.shape[1]}."
+                f"`prediction` must have {self.num_classes} classes like the fitted rows, but it has {log_probs.shape[1]}."
             )
         rows = log_probs.movedim(1, -1).flatten(0, -2)
         if weights is not None:
@@ -380,4 +380,4 @@ class SetTransform(PredictionTransform):
 
 def _check_kind(prediction: Any) -> None:
     if not isinstance(prediction, ClassProbabilities):
-        raise InputError(f"`prediction` must be of classes, but it is a {type(prediction).__name__}.")
+        raise InputError(f"`prediction` must predict classes, but it is a {type(prediction).__name__}.")

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 class ConformalStream:
-    """Sets or intervals whose level follows the errors of a stream, so that the share of missed targets tends to alpha in any stream.
+    """Sets or intervals whose level adapts to the errors of a stream, so that the share of missed targets tends to alpha.
 
-    For each batch: :meth:`predict`, then, once its targets are known, :meth:`update`. The level alpha_t of the next batch falls after missed
-    targets and rises after covered ones; at alpha_t <= 0, everything is covered, and at alpha_t >= 1, nothing. The scores of the stream join
-    those of the fit.
+    Call :meth:`predict` for each batch and :meth:`update` once its targets are known. The level alpha_t of the next batch falls after missed
+    targets and rises after covered ones. At alpha_t <= 0 everything is covered, and at alpha_t >= 1 nothing is. The scores of the stream are
+    added to those of the fit.
 
-    ``ConformalIntervals.stream()`` and ``ConformalSets.stream()`` make it from a fitted callback, which stays as it is.
+    ``ConformalIntervals.stream()`` and ``ConformalSets.stream()`` create a stream from a fitted callback, which does not change.
 
     Args:
-        conformal: The fitted callback, without groups, classes or weights of its own.
-        step_size: Gamma: a large one follows a drift faster, and its sets vary more.
-        window: How many of the latest scores count, those of the fit first; None keeps all.
+        conformal: The fitted callback, without groups, thresholds per class, or weights.
+        step_size: Gamma. A larger value follows a drift faster, but makes the sets vary more.
+        window: The number of latest scores to keep; those of the fit count as the oldest. None keeps all.
 
     Attributes:
         level: alpha_t.
 
     Raises:
         NotFittedError: The callback is not fitted.
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
 
     Source: Gibbs & Candes, NeurIPS 2021 (arXiv 2106.00170).
 
@@ -62,11 +62,11 @@ class ConformalStream:
         held_out = conformal.held_out
         if held_out.groups is not None or held_out.weights is not None:
             raise InputError(
-                f"A stream follows one level for all rows, but this {type(conformal).__name__} has groups, classes or weights. Fit one without."
+                f"A stream has one level for all rows, but this {type(conformal).__name__} has groups, classes or weights. Fit one without them."
             )
         if not getattr(conformal, "allow_empty", True):
             raise InputError(
-                "The sets of a stream may be empty, or fewer targets than alpha are missed and the level rises without end. Pass "
+                "A stream needs sets that may be empty. Otherwise fewer targets than alpha are missed, and the level rises without bound. Pass "
                 "`allow_empty=True`."
             )
         self.window = window
@@ -78,7 +78,7 @@ class ConformalStream:
 
     @property
     def level(self) -> float:
-        """alpha_t, which may leave [0, 1]."""
+        """alpha_t, which may lie outside [0, 1]."""
         return self._state.level
 
     def predict(self, prediction: Prediction) -> Prediction:
@@ -87,11 +87,11 @@ class ConformalStream:
         return prediction.replace(**found)
 
     def update(self, prediction: Prediction, target: Tensor) -> None:
-        """Take the targets of a batch into account.
+        """Update the level with the targets of a batch.
 
         Args:
-            prediction: What :meth:`predict` gave.
-            target: Its targets; missing ones (NaN) count as nothing.
+            prediction: The result of :meth:`predict`.
+            target: The targets; missing ones (NaN) are ignored.
         """
         covered, known = covered_targets(prediction, target, getattr(self._conformal, "simultaneous", False))
         if bool(known.any()):
@@ -104,10 +104,10 @@ class ConformalStream:
         self._transform.use(HeldOutScores(self._scores))
 
     def state_dict(self) -> dict[str, Any]:
-        """The level and the scores: plain data, for a checkpoint."""
+        """The level and the scores as plain data, for a checkpoint."""
         return {"level": self.level, "scores": self._scores}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another stream of the same callback was."""
+        """Continue from the state of another stream of the same callback."""
         self._state = AdaptiveConformal(self._state.alpha, self._state.step_size, state["level"])
         self._keep(state["scores"])

@@ -1,4 +1,4 @@
-"""In which coordinates a callback scores features: their direction and their length, together or apart."""
+"""The coordinates in which a callback scores features: direction and length, together or separately."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +17,19 @@ from lightning_uq.running.loaders import can_be_reread
 
 
 class FeatureCoordinates:
-    """The coordinates of a callback's features, and the tails that bring two scores onto one scale.
+    """The coordinates of a callback's features, and the tails that put two scores on one scale.
 
     Args:
         transform: ``"raw"``, the features f; ``"direction"``, f / |f|; ``"polar"``, f / |f| and log(1 + |f|); ``"combined"``, both raw and
-            polar, whose scores become one on the scale of -log p: p is the share of held-out rows that score as high. ``"auto"`` is
-            combined where there are held-out rows, and else scores the polar ones.
-        held_out: Rows that the network was not trained on; by default the one validation loader.
+            polar, whose scores are merged on the scale of -log p, where p is the share of held-out rows with a score at least as high.
+            ``"auto"`` is "combined" if there are held-out rows, and "polar" otherwise.
+        held_out: Rows that the network was not trained on; by default the only validation loader.
 
     Attributes:
-        names: The coordinates that are fitted.
+        names: The fitted coordinates.
 
     Raises:
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
     """
 
     def __init__(self, transform: FeatureTransform, held_out: Any = None) -> None:
@@ -38,19 +38,19 @@ class FeatureCoordinates:
         self.names = coordinates_of(transform)
         if held_out is not None and len(self.names) == 1:
             raise InputError(
-                f"`held_out` is for `feature_transform='combined'`, but it is {transform!r}. Leave `held_out` out."
+                f"`held_out` needs feature_transform='combined', but it is {transform!r}. Leave `held_out` out."
             )
         self.held_out = HeldOutRows(held_out)
-        self._lacks = False  # whether the rows of this training cannot be read
+        self._is_unreadable = False  # whether the held-out rows of this training cannot be read
 
     def check(self, callback: FeatureCallback, model: LightningModule, trainer: Trainer) -> None:
-        """Look at a batch of held-out rows before a training.
+        """Read a batch of held-out rows before a training.
 
         Raises:
-            InputError: With ``"combined"``, there are no such rows, or they cannot be read.
+            InputError: With ``"combined"``, there are no held-out rows, or they cannot be read.
         """
         self.held_out.forget()
-        self._lacks = False
+        self._is_unreadable = False
         if len(self.names) == 1:
             return
         try:
@@ -62,7 +62,7 @@ class FeatureCoordinates:
             if self.transform == "combined":
                 raise
             self._report_lack(callback, model, str(error))
-            self._lacks = True
+            self._is_unreadable = True
 
     def tails(
         self,
@@ -71,12 +71,12 @@ class FeatureCoordinates:
         trainer: Trainer | None,
         score: Callable[[Tensor, FeatureTransform], Tensor],
     ) -> dict[FeatureTransform, TailFit]:
-        """The tail of each score [N] of held-out features [M, N, D]; none where there are no held-out rows. A collective.
+        """The tail of each score [N] of held-out features [M, N, D]; empty without held-out rows. A collective.
 
         Raises:
             InputError: With ``"combined"``, there are no held-out rows, or they cannot be read.
         """
-        if len(self.names) == 1 or (self._lacks and trainer is not None):
+        if len(self.names) == 1 or (self._is_unreadable and trainer is not None):
             return {}
         loader = self._loader(trainer, type(callback).__name__)
         if loader is None:
@@ -94,13 +94,13 @@ class FeatureCoordinates:
 
     def _report_lack(self, callback: FeatureCallback, model: nn.Module, reason: str) -> None:
         report_guess(
-            f"{type(callback).__name__} scores the direction and the length of features alone: {reason.rstrip('.')}. Pass rows that the network "
-            "was not trained on as `held_out`, and the raw features are scored too; or pass `feature_transform='polar'` to keep this.",
+            f"{type(callback).__name__} scores only the direction and the length of features: {reason.rstrip('.')}. To score the raw features too, "
+            "pass rows that the network was not trained on as `held_out`. To keep this behavior, pass `feature_transform='polar'`.",
             model,
         )
 
     def _loader(self, trainer: Trainer | None, who: str) -> Any:
-        """The held-out rows' loader; None where there is none, which "combined" refuses."""
+        """The loader of held-out rows, or None if there is none; raises for "combined"."""
         loader, reason = self.held_out.find(trainer)
         if loader is None and self.transform == "combined":
             raise InputError(

@@ -1,4 +1,4 @@
-"""Predictions that carry the score of their input's features."""
+"""The transform that adds a score of the input's features to predictions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from lightning_uq.running.transforms import Change, PredictionTransform
 
 
 class DensityTransform(PredictionTransform):
-    """Adds the ``ood_score`` of an input's features to its prediction, and of a density the ``log_density``.
+    """Adds the ``ood_score`` of an input's features to its prediction and, for a density, the ``log_density``.
 
     Args:
         layer: Name of the layer whose input holds the features.
         score: The fitted score.
-        pool: How the input is pooled.
+        pool: How the layer's input is pooled.
     """
 
     kind = "density"
@@ -31,13 +31,13 @@ class DensityTransform(PredictionTransform):
 
     @contextmanager
     def observing(self, module: nn.Module) -> Iterator[Change]:
-        """Records the features of the forward pass."""
+        """Record the features of the forward pass."""
         with self.features.recording(module) as features:
             yield lambda prediction: with_score(self.score, prediction, features())
 
 
 def with_score(score: FeatureScore, prediction: Prediction, features: Tensor) -> Prediction:
-    """The prediction of inputs with features [M, B, D] with their score."""
+    """The prediction with the score of its features [M, B, D]."""
     results = score.to(features.device).results(features)
     carried = {name: _on_grid(values, prediction.map_shape) for name, values in results.items()}
     if not torch.compiler.is_compiling():
@@ -46,5 +46,5 @@ def with_score(score: FeatureScore, prediction: Prediction, features: Tensor) ->
 
 
 def _on_grid(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """[B], or [B, *P] of features at positions, on the prediction's grid."""
+    """Values [B], or values [B, *P] at positions of features, on the prediction's grid."""
     return values if values.ndim == 1 else resized(values, shape)

@@ -1,4 +1,4 @@
-"""A monitor that says when the inputs of a stream have drifted, with a guaranteed probability of false alarms over any length of time."""
+"""Detects drift in a stream of inputs, with a bounded probability of a false alarm over a stream of any length."""
 
 import json
 import math
@@ -27,30 +27,30 @@ Scores: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
 class DriftMonitor:
-    """Tests, row by row and without end, whether a stream's scores still have the distribution of the alarm's held-out rows.
+    """Tests after every row whether a stream's scores still have the distribution of the alarm's held-out rows.
 
-    As long as they do, the probability that :attr:`drifted` ever becomes true is at most ``false_alarm_probability``, however long the stream is and however often one looks. This holds
-    for exchangeable rows: consecutive rows that resemble each other, such as frames of a video, are a drift of their own. Thin such a stream first. A change of
-    any kind counts that changes scores: unknown inputs, a broken sensor, or another mix of known classes.
+    If they do, the probability that :attr:`drifted` ever becomes true is at most ``false_alarm_probability``, for a stream of any length and any number of looks. This
+    guarantee needs exchangeable rows. Consecutive rows that resemble each other, such as the frames of a video, look like a drift: subsample such a stream first. The
+    monitor detects any change that affects the scores: unknown inputs, a broken sensor, or another mix of the known classes.
 
-    The monitor compares ranks of scores among the held-out rows and all earlier rows of the stream, and keeps about a hundred numbers, whatever the number of rows is.
+    The monitor ranks each score among the held-out rows and all earlier rows of the stream. It keeps about a hundred numbers, for any number of rows.
 
-    - On one process: :meth:`update` with each batch.
-    - On several: each worker updates a monitor of its own, with a ``seed`` of its own, and one process merges them, again and again if need be (:meth:`merge`).
-      The probability holds for the merged monitor. A worker's own :attr:`drifted` is another look.
-    - After a restart: :meth:`to_json` and :meth:`from_json`.
+    - On one process: call :meth:`update` for each batch.
+    - On several processes: each worker updates its own monitor with its own ``seed``, and one process merges them as often as needed (:meth:`merge`).
+      The guarantee holds for the merged monitor. Testing a worker's own :attr:`drifted` too is an additional test.
+    - After a restart: use :meth:`to_json` and :meth:`from_json`.
 
     Args:
-        alarm: A fitted :class:`OODAlarm`, or scores [n] of held-out in-distribution rows, a tensor or a numpy array.
-        false_alarm_probability: In (0, 1).
-        seed: For the numbers that order equal scores. Monitors that are merged need different ones.
+        alarm: A fitted :class:`OODAlarm`, or scores [n] of held-out in-distribution rows, as a tensor or a numpy array.
+        false_alarm_probability: The bound on the probability of a false alarm, in (0, 1).
+        seed: Seed of the random numbers that break ties. Merged monitors need different seeds.
 
     Attributes:
-        drift_row: The number of rows after which the drift was found, or None.
+        drift_row: The number of rows after which the drift was detected, or None.
 
     Raises:
         NotFittedError: The alarm is not fitted.
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
 
     Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005 (conformal test martingales). The bets, and a simulation of their delays, are in
     :class:`~lightning_uq.functional.drift.DriftTest` and ``benchmarks/drift_study.md``.
@@ -76,11 +76,11 @@ class DriftMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as after a drift that was dealt with. A monitor that merged this one must begin anew, too."""
+        """Start again without rows, for instance after a drift was handled. A monitor that merged this one must be reset too."""
         self._id = uuid.uuid4().hex
         self._test = DriftTest.start(self.bins.sizes)
         self._merged: dict[str, Tensor] = {}
-        self._seeds: dict[int, str] = {}  # of the monitors whose rows are here
+        self._seeds: dict[int, str] = {}  # of the merged monitors
         self._largest = 0.0
         self.drift_row: int | None = None
 
@@ -88,39 +88,39 @@ class DriftMonitor:
 
     @property
     def drifted(self) -> bool:
-        """Whether a drift was found; once found, it stays so."""
+        """Whether a drift was detected. It stays true until :meth:`reset`."""
         return self.drift_row is not None
 
     @property
     def num_rows(self) -> int:
-        """Rows so far, those of merged monitors included."""
+        """The number of rows so far, including those of merged monitors."""
         return self._test.num_rows
 
     @property
     def log10_evidence(self) -> float:
-        """The decimal logarithm of the evidence for a drift now. Evidence begins at 1; a drift is found where it reaches 1 / ``false_alarm_probability``."""
+        """The decimal logarithm of the current evidence for a drift. Evidence starts at 1; a drift is detected when it reaches 1 / ``false_alarm_probability``."""
         return self._test.log_capital / math.log(10)
 
     @property
     def p_value(self) -> float:
-        """The p-value of "there was no drift so far", valid at any time: 1 over the largest evidence so far."""
+        """The p-value of "no drift so far", valid at any time: 1 / the largest evidence so far."""
         return min(1.0, math.exp(-self._largest))
 
     # ------------------------------------------------------------------ rows
 
     def update(self, rows: Prediction | Scores) -> bool:
-        """Add rows in their order of arrival; gives back whether a drift was found so far.
+        """Add rows in their order of arrival, and return whether a drift was detected so far.
 
         Args:
-            rows: Predictions with the alarm's result, or their scores [B], a tensor or a numpy array, of the same score that the monitor was made with. NaN and
+            rows: Predictions with the alarm's result, or their scores [B] as a tensor or a numpy array. The scores must be of the kind that the monitor was made with. NaN and
                 plus infinity count as the highest score.
 
         Raises:
-            NotFittedError: The prediction carries no alarm's result.
-            InputError: The scores are of another type or shape.
+            NotFittedError: The prediction carries no result of an alarm.
+            InputError: The scores have another type or shape.
         """
         if isinstance(rows, Prediction):
-            p_value = rows.ood_p_value  # first: a prediction with a density alone has a score, too
+            p_value = rows.ood_p_value  # read first, since a prediction with only a density has a score too
             self._check_alarm(rows.ood_score, p_value)
             rows = rows.ood_score
         scores = _as_tensor("rows", rows, "a prediction")
@@ -130,7 +130,7 @@ class DriftMonitor:
         return self._advance(self.bins(scores.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
 
     def _check_alarm(self, score: Tensor, p_value: Tensor) -> None:
-        """Refuse the result of another alarm: the p-value tells how many held-out scores are at least as high, and so between which edges the score lies."""
+        """Reject the result of another alarm. A p-value gives the number of held-out scores that are at least as high, and so bounds the score."""
         wide, num_higher = (
             to_float64(score).cpu()[:, None],
             (to_float64(p_value).cpu()[:, None] * self.bins.sizes.sum() - 1).round(),
@@ -141,30 +141,30 @@ class DriftMonitor:
         )
         if bool((wrong.any(1) & wide.isfinite().squeeze(1)).any()):
             raise InputError(
-                "`rows` carry the result of another alarm than the one that this monitor was made with: their p-values do not belong to its held-out "
+                "`rows` carry the result of an alarm other than the one of this monitor: their p-values do not match its held-out "
                 "scores."
             )
 
     def merge(self, other: "DriftMonitor") -> bool:
-        """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
+        """Add the rows of another monitor that were not merged before, and return whether a drift was detected so far.
 
-        The other one stays as it is, so that the same worker can be merged again after further rows. Its new rows come in a random order, since it does not keep theirs:
-        merge often, or a drift is found later. Merge all workers at times that do not depend on their scores: whoever merges only those that look unusual
-        picks the unusual rows. A worker's rows must come here by one way only. ``drift_row`` counts the merged rows here, and in a worker its own.
+        The other monitor does not change, so it can be merged again after more rows. Its new rows are added in a random order, since a monitor does not store their order.
+        Merge often, because rare merges delay the detection. Choose the times of merging independently of the scores, and merge all workers: merging only those that look unusual
+        invalidates the guarantee. Merge each worker's rows only once. ``drift_row`` counts the merged rows here, and a worker's own rows in the worker.
 
         Raises:
-            InputError: The other monitor was made with other held-out rows, is an earlier state of one that was merged, or has the seed of another
-                monitor whose rows are here.
+            InputError: The other monitor was made with other held-out rows, is an earlier state of a merged one, or has the seed of another
+                merged monitor.
         """
         if not torch.equal(self.bins.edges, other.bins.edges) or not torch.equal(self.bins.sizes, other.bins.sizes):
             raise InputError(
-                "`other` was made with other held-out rows than this monitor, so their rows cannot be merged. Make both with the same alarm."
+                "`other` was made with other held-out rows than this monitor, so it cannot be merged. Make both with the same alarm."
             )
         if other._id == self._id:
-            raise InputError("`other` must be another monitor, but it is this one, or was read from its JSON.")
+            raise InputError("`other` must be another monitor, but it is this one or a copy read from its JSON.")
         new = other._test.counts - self._merged.get(other._id, torch.zeros_like(other._test.counts))
         if bool((new < 0).any()):
-            raise InputError("`other` is an earlier state of a monitor that was merged already.")
+            raise InputError("`other` is an earlier state of a monitor that was already merged.")
         self._add_seeds(other._seeds)
         self._merged[other._id] = other._test.counts
         draw = np.random.default_rng([self.seed, self.num_rows])
@@ -176,8 +176,8 @@ class DriftMonitor:
         used_twice = [seed for seed, owner in seeds.items() if self._seeds.get(seed, owner) != owner]
         if used_twice:
             raise InputError(
-                f"Two monitors with seed={used_twice[0]} cannot be merged, because equal scores of both would be ordered alike. Make each monitor with a "
-                "`seed` of its own."
+                f"Two monitors with seed={used_twice[0]} cannot be merged, because they break ties in the same way. Give each monitor its own "
+                "`seed`."
             )
         self._seeds |= seeds
 
@@ -191,10 +191,10 @@ class DriftMonitor:
             self.drift_row = start + int(found[0]) + 1
         return self.drifted
 
-    # ------------------------------------------------------------------ as text
+    # ------------------------------------------------------------------ serialization
 
     def to_json(self) -> str:
-        """The whole state as JSON, of a few kB: what :meth:`from_json` goes on with."""
+        """The complete state as a few kB of JSON, for :meth:`from_json`."""
         content = {
             "format": _KIND,
             "version": _VERSION,
@@ -215,10 +215,10 @@ class DriftMonitor:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The monitor that :meth:`to_json` wrote; no alarm is needed.
+        """The monitor that :meth:`to_json` wrote. The alarm is not needed.
 
         Raises:
-            InputError: The text is something else, or a later version of it.
+            InputError: The text is not a monitor, or a later version wrote it.
 
         Example:
             >>> monitor = DriftMonitor(torch.randn(500, generator=torch.Generator().manual_seed(0)))
@@ -242,7 +242,7 @@ class DriftMonitor:
         if not len(edges) == len(ties) == len(sizes) - 1 == len(counts) - 1 or len(log_bets) != len(
             DriftTest.start(sizes).log_bets
         ):
-            raise ValueError("its lists do not fit together")
+            raise ValueError("its lists have inconsistent lengths")
         monitor._test = DriftTest(sizes, counts, log_bets)
         monitor._id, monitor._largest, monitor.drift_row = content["id"], content["largest"], content["drift_row"]
         monitor._merged = {name: torch.tensor(one, dtype=torch.long) for name, one in content["merged"].items()}
@@ -251,13 +251,13 @@ class DriftMonitor:
 
 
 def _as_tensor(name: str, scores: object, other: str) -> Tensor:
-    """Scores [n] as a tensor; ``other`` says what else the argument may be."""
+    """Scores [n] as a tensor; ``other`` names the alternative to scores, for the error."""
     if isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
         scores = torch.from_numpy(scores.astype(np.float64))
     if not isinstance(scores, Tensor):
         found = f"an array of {scores.dtype}" if isinstance(scores, np.ndarray) else f"a {type(scores).__name__}"
         raise InputError(
-            f"`{name}` must be {other}, or scores [n]: a floating-point tensor or numpy array. But it is {found}."
+            f"`{name}` must be {other}, or scores [n]: a floating-point tensor or numpy array. It is {found}."
         )
     check_floating(name, scores, 1, "[n]")
     check_shape(name, scores, torch.Size([scores.numel()]))
@@ -265,7 +265,7 @@ def _as_tensor(name: str, scores: object, other: str) -> Tensor:
 
 
 def _shuffled(counts: Tensor, draw: np.random.Generator) -> Iterator[Tensor]:
-    """The bins of all rows, of which there are so many each, in a random order and in parts that fit into memory."""
+    """The bins of all rows, given the number of rows per bin, in a random order and in parts that fit into memory."""
     left = counts.numpy().copy()
     while left.sum():
         part = draw.multivariate_hypergeometric(left, min(_ROWS_AT_ONCE, int(left.sum())), method="marginals")

@@ -1,4 +1,4 @@
-"""What callbacks share that fit something to a network's features on the training data and score inputs by it."""
+"""The base of callbacks that fit a network's features on the training data and score inputs by them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,30 +25,30 @@ from lightning_uq.running.row_sample import RowSample, row_keys
 from lightning_uq.running.transforms import PredictionTransform
 
 MAX_FEATURES = 2**17
-"""Rows of features that are kept by default, as a map's positions: 2^17 rows of 256 numbers take 128 MB."""
+"""Default number of feature rows to keep, such as positions of a map. 2^17 rows of 256 numbers take 128 MB."""
 
 
 class FeatureCallback(PostTrainingCallback):
-    """Fits features [M, B, D] of the training data, and scores inputs by theirs: higher is more out of distribution.
+    """Fits features [M, B, D] of the training data and scores inputs by theirs. Higher scores are more out of distribution.
 
-    A subclass says what to fit (:meth:`fit_tensors`) and how features are scored: by a module of buffers (:meth:`make_scorer`), or by a
-    function of its own (:meth:`feature_scores`). With a module, predictions carry the score as ``ood_score``. With :class:`OODDetection` in the
-    same Trainer the score is among those logged; :meth:`score` gives it for any loader.
+    A subclass defines what to fit (:meth:`fit_tensors`) and how to score features: by a module of buffers (:meth:`make_scorer`), or by its
+    own function (:meth:`feature_scores`). With a module, predictions carry the score as ``ood_score``. :class:`OODDetection` in the
+    same Trainer logs the score, and :meth:`score` returns it for any loader.
 
     Args:
         feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the output.
         pool: How tokens [B, T, D] become features [B, D]: ``"mean"``, ``"last_token"``, ``"cls"`` (the first token), or a function
-            ``pool(x, mask)`` of the layer's input. "mean" and "last_token" leave out padding by the ``attention_mask``, or
-            ``src_key_padding_mask``, that the network or a module in it is called with. A linear layer that sees more than
-            [B, D] needs a ``pool``; a convolution's [B, D, H, W] is averaged without one. With ``"positions"``, each position of a map is a row, as
-            each pixel of a segmentation: its score is a map too. See
+                ``pool(x, mask)`` of the layer's input. "mean" and "last_token" skip the padding marked by the ``attention_mask`` or
+                ``src_key_padding_mask`` that the network, or a module in it, is called with. A linear layer with an input of more than two
+                axes needs a ``pool``. The input [B, D, H, W] of a convolution is averaged by default. With ``"positions"``, each position of a map
+                is a row, such as each pixel of a segmentation, and the score is a map too. See
             :func:`~lightning_uq.networks.pooling.pool_features`.
-        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and others. The default
             fitting data are the data module's ``uq_fit_dataloader()``, else the training data, in order.
 
     Attributes:
-        score_name: What the score is called.
-        scorer: What features are scored by; None before a fit.
+        score_name: Name of the score.
+        scorer: The module that scores features; None before a fit.
     """
 
     fitting_data = TrainingData()
@@ -61,11 +61,11 @@ class FeatureCallback(PostTrainingCallback):
         self.features = FeatureReader(feature_layer, self.logits, pool)
 
     def make_scorer(self, tensors: dict[str, Any]) -> FeatureScore | None:
-        """What features are scored by, from the fitted tensors; None for a subclass that has its own :meth:`feature_scores`."""
+        """The module that scores features, from the fitted tensors; None if the subclass overrides :meth:`feature_scores`."""
         return None
 
     def feature_scores(self, features: Tensor) -> Tensor:
-        """Scores [B] of features [M, B, D], on their device, in float64."""
+        """The scores [B] of features [M, B, D], on their device, in float64."""
         scores: Tensor = self._fitted_scorer(features)(features)
         return scores
 
@@ -74,46 +74,46 @@ class FeatureCallback(PostTrainingCallback):
         return prediction.replace(ood_score=torch.zeros(len(prediction)))
 
     def transform(self) -> PredictionTransform | None:
-        """Predictions carry the score."""
+        """The transform that adds the score to predictions."""
         if self.scorer is None:
             return None
         return DensityTransform(self.features.at_layer.layer, self.scorer, self.features.pool)
 
     def _fitted_scorer(self, features: Tensor) -> FeatureScore:
-        """What features are scored by, on their device."""
+        """The scorer, on the device of the features."""
         if self.scorer is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)`.")
         return self.scorer.to(features.device)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         layer = {"feature_layer": self.features.layer, "pool": pool_setting(self.features.pool)}
         return {**super().settings, **layer}
 
     # ------------------------------------------------------------------ fitting
 
     def largest_shape(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
-        """The largest shape of all ranks. It also shares the layer's name, for ranks without rows. A collective.
+        """The largest shape of all ranks. It also shares the layer's name with ranks that have no rows. A collective.
 
         Raises:
-            InputError: No rank has a row (its first number, the members, is 0).
+            InputError: No rank has a row: the first number, the members, is 0.
         """
         if trainer is not None and trainer.world_size > 1:
             shapes = gather_rows(torch.tensor([shape], device=trainer.strategy.root_device), trainer)
             shape = tuple(shapes.amax(0).tolist())
             self.features.reset(*first_of_ranks([self.features.resolved], trainer))
         if not shape[0]:
-            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+            raise InputError(f"{type(self).__name__}'s fitting data are empty.")
         return shape
 
     def gather_features(
         self, model: nn.Module, loader: Any, trainer: Trainer | None, max_rows: int | None = None
     ) -> Tensor:
-        """All rows' features [M, N, D], or a sample of them, from all ranks, on the CPU; in float64 if they are so, else in float32.
+        """The features [M, N, D] of all rows of all ranks, or of a sample, on the CPU. They are float64 if the inputs are, else float32.
 
         Raises:
-            InputError: There is no row, or one is not finite; on all ranks.
+            InputError: There is no row, or a row is not finite. It is raised on all ranks.
         """
         sample = RowSample(max_rows)
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
@@ -135,7 +135,7 @@ class FeatureCallback(PostTrainingCallback):
                 num_read, shape, dtype = num_read + num, (len(features), features.shape[2]), features.dtype
                 chosen = sample.choose(keys)
                 rows = features if features.ndim == 3 else features.movedim(2, -1).flatten(1, -2)[:, positions]
-                rows = rows[:, chosen].transpose(0, 1).cpu()  # rows first, so that they gather
+                rows = rows[:, chosen].transpose(0, 1).cpu()  # rows first, so that they can be gathered
                 sample.add(keys[chosen], rows)
         self.largest_shape(shape, trainer)
         (rows,) = sample.gather(trainer, type(self).__name__)
@@ -145,7 +145,7 @@ class FeatureCallback(PostTrainingCallback):
     def _rows_that_count(
         self, model: nn.Module, batch: Any, features: Tensor, samples: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The keys of a batch's rows, and, of features [M, B, D, *P], the positions that count in the flat [B, *P]."""
+        """The sampling keys of a batch's rows and, for features [M, B, D, *P], the indices of the counted positions in the flattened [B, *P]."""
         if features.ndim == 3:
             return row_keys(samples), samples
         grid = features.shape[3:]
@@ -159,52 +159,52 @@ class FeatureCallback(PostTrainingCallback):
         return row_keys(samples[positions // grid.numel()], positions % grid.numel()), positions
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
-        """Look at the first batch; of a loader whose batches the training would then lack, the training's own first batch."""
+        """Try the fit on the first batch, or on the first batch of the training if reading the loader would take batches from it."""
         if can_be_reread(loader):
             super().try_fit(trainer, pl_module, loader)
         else:
             self.waits = not self.has_own_data(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at the targets of the first epoch, unless the data set has shown them all."""
+        """Check the targets of the first epoch, unless the data set gave access to all of them."""
         mixed = self.waits and self.fits_targets(pl_module) and self._has_probabilities(pl_module, batch)
-        if not mixed:  # Mixup and CutMix are for the training alone
-            self.look_at_epoch(trainer, pl_module, batch)
+        if not mixed:  # Mixup and CutMix only affect the training
+            self.check_epoch_targets(trainer, pl_module, batch)
 
     def _has_probabilities(self, model: nn.Module, batch: Any) -> bool:
         _, target = self.logits.unpack(model, batch)
         return isinstance(target, Tensor) and target.is_floating_point()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first epoch is over."""
-        self.end_look(trainer)
+        """End the check of the first epoch."""
+        self.end_epoch_check(trainer)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
-        """Look for the features."""
+        """Check that the features can be read."""
         self.logits.look_at_task(model, batch, trainer)
         self.features(model, batch, trainer)
         self.features.reset()
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Know the layer again that was fitted on, or that none was; what the fit kept in memory is freed."""
+        """Set the layer that was fitted, or none, and free the memory of the fit."""
         self.features.reset(None if tensors is None else tensors["feature_layer"])
         self.scorer = None if tensors is None else self.make_scorer(tensors)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Free what the scores of this test kept in memory."""
+        """Free the memory of the test's scores."""
         if self.features.found is not None:
             self.features.found.release()
 
     # ------------------------------------------------------------------ scoring
 
     def score(self, model: nn.Module, loader: Any) -> Tensor:
-        """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
+        """The scores [N] of a loader's samples in order, on the CPU in float64. Higher is more out of distribution.
 
-        With ``pool="positions"`` they are maps [N, *P], on the grid of the features. A row whose features overflow scores plus infinity.
+        With ``pool="positions"``, scores are maps [N, *P] on the grid of the features. A row whose features overflow has a score of plus infinity.
 
         Raises:
-            NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"`` scores it plus infinity.
-            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
+            NotFiniteError: An input row holds NaN or infinity. With ``nonfinite="inf"``, its score is plus infinity instead.
+            NotFittedError: The callback is not fitted, or was fitted on other weights than those of ``model``.
         """
         self.check_fitted(model)
         scores = []
@@ -221,16 +221,16 @@ class FeatureCallback(PostTrainingCallback):
 
     @property
     def ood_score_names(self) -> tuple[str, ...]:
-        """The score that :class:`OODDetection` logs."""
+        """The names of the scores for :class:`OODDetection`."""
         return (self.score_name if self.name in (None, self.score_name) else f"{self.name}_{self.score_name}",)
 
     @contextmanager
     def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor | None], dict[str, Tensor]]]:
-        """A context around one call of the model, after which the function gives this score [B]."""
+        """A context for one call of the model; the function that it yields returns the score [B] after the call."""
         with self.features.recording(model) as features:
             yield lambda logits: {self.ood_score_names[0]: self._scores_like(logits, features())}
 
     def _scores_like(self, logits: Tensor | None, features: Tensor) -> Tensor:
-        """Scores [B], or maps [B, *P] on the grid of logits [Z, B, C, *P], where there are any."""
+        """The scores [B], or maps [B, *P] on the grid of the logits [Z, B, C, *P], if given."""
         scores = score_positions(self.feature_scores, features)
         return scores if scores.ndim == 1 or logits is None else resized(scores, logits.shape[3:])

@@ -1,4 +1,4 @@
-"""The base of callbacks that fit something to a model: what was fitted, on which weights, and how predictions carry it."""
+"""The base of callbacks that fit tensors to a model: the fitted state, its weights, and its effect on predictions."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
@@ -29,31 +29,31 @@ Weights = Literal["auto", "best", "last"]
 
 
 class FittingCallback(Callback, ABC):
-    """Fits tensors to the weights of a model, without a Trainer, and never uses them with other weights.
+    """Fits tensors to the weights of a model, without a Trainer. They are never used with other weights.
 
-    A subclass says what to fit (:meth:`fit_tensors`) and how it changes predictions (:meth:`transform`). The transform is
-    attached to a module of this package until the next fit or ``handle.remove()``. The Trainer's ``validate``, ``test`` and
-    ``predict`` attach it again where this callback is among the Trainer's.
+    A subclass defines what to fit (:meth:`fit_tensors`) and how it changes predictions (:meth:`transform`). The transform
+    stays attached to a module of this package until the next fit or ``handle.remove()``. ``validate``, ``test`` and
+    ``predict`` of a Trainer with this callback attach it again.
 
     Args:
-        dataloader: Fitting data; None for the subclass's default.
-        weights: ``"best"`` fits on the best weights of this training: the file of the first ModelCheckpoint that has a monitor and
-            saved one. None is an error. ``"last"`` fits on the weights at the end of the training. ``"auto"`` takes the best, and the
-            last where there are none. It warns if the best file was deleted, or is that of an earlier fit with the same ModelCheckpoint.
-        name: Tells two callbacks of one class apart.
-        predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
+        dataloader: Fitting data; None takes the subclass's default.
+        weights: ``"best"`` fits on the best weights of this training: the file of the first ModelCheckpoint with a monitor and a
+            saved file. It raises if there is none. ``"last"`` fits on the weights at the end of the training. ``"auto"`` takes the best
+            weights, or else the last. It warns if the best file was deleted, or is that of an earlier fit with the same ModelCheckpoint.
+        name: Distinguishes two callbacks of the same class.
+        predict_fn: ``predict_fn(model, x) -> logits``, if ``forward`` does not return them.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; default ``(x, y)``, a bare ``x`` or a mapping with ``input``.
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
-        task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
-            per input, from logits [B, C], or numbers if the first targets are numbers of the outputs' shape (not with ``attach``).
-        attach: Whether ``trainer.predict`` replaces the predictions of a module that is not ours by ours, with what was fitted.
-        nonfinite: What such predictions, and scores of a loader, do with an input row that holds NaN or infinity: ``"error"``, or
-            ``"inf"``, which gives it a score of plus infinity and probabilities of NaN.
+        task: What the outputs of an unmodified module mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
+            per input, from logits [B, C], or numbers if the first targets are numbers in the shape of the outputs (not with ``attach``).
+        attach: Whether ``trainer.predict`` of an unmodified module returns this package's predictions, changed by the fit.
+        nonfinite: How such predictions, and scores of a loader, treat an input row with NaN or infinity: ``"error"`` raises;
+            ``"inf"`` gives it a score of plus infinity and probabilities of NaN.
 
     Attributes:
-        uq_ckpt_path: The checkpoint with weights and states: the one that the Trainer's fit, or :func:`~lightning_uq.save_fitted`, wrote,
-            or that a test took the state from; None if no such file is known, as after ``fit(model, loader)``.
-        handle: Takes the transform off the module again; None if none was attached.
+        uq_ckpt_path: The checkpoint with weights and states: the one that the Trainer's fit or :func:`~lightning_uq.save_fitted` wrote,
+            or that a test read. None if no such file is known, as after ``fit(model, loader)``.
+        handle: Removes the transform from the module; None if none was attached.
     """
 
     def __init__(
@@ -87,44 +87,44 @@ class FittingCallback(Callback, ABC):
         super().__init_subclass__(**kwargs)
         check_hooks(cls)
 
-    # ------------------------------------------------------------------ what a subclass provides
+    # ------------------------------------------------------------------ for subclasses
 
     @abstractmethod
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """Read ``loader`` (already exact for this rank) and return the fitted state; the same on every rank."""
+        """Read ``loader``, which has exactly the rows of this rank, and return the fitted state, equal on every rank."""
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:  # optional
-        """Called whenever the fitted state changes; None when it is cleared."""
+        """Called whenever the fitted state changes, with None when it is cleared."""
 
     recalibrates: ClassVar[bool] = False
-    """Whether probabilities, or intervals, of predictions change by what is fitted."""
+    """Whether the fit changes the probabilities or intervals of predictions."""
 
     is_flexible: ClassVar[bool] = False
-    """Whether its fit follows its rows so closely that sets fitted to the same rows cover fewer targets than they should."""
+    """Whether the fit overfits its rows so much that sets fitted to the same rows have too little coverage."""
 
     def preview(self, prediction: Prediction) -> Prediction:
         """The prediction in the type that it has after the fit, for checks before the training."""
         return prediction
 
     def transform(self) -> PredictionTransform | None:
-        """How predictions change by the fitted state; None if they do not."""
+        """How the fitted state changes predictions; None if it does not."""
         return None
 
     # ------------------------------------------------------------------ state
 
     @property
     def fitted(self) -> bool:
-        """Whether there is a fitted state."""
+        """Whether the callback has a fitted state."""
         return self._tensors is not None
 
     @property
     def state_key(self) -> str:
-        """Key in a checkpoint's ``callbacks``: the class, and the name where there is one."""
+        """The key in a checkpoint's ``callbacks``: the class, and the name if given."""
         return type(self).__qualname__ if self.name is None else state_key(self, name=self.name)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that a fit depends on, as plain data: a state with other settings is not this callback's."""
+        """The arguments that a fit depends on, as plain data. A state with other settings is rejected."""
         output = self.logits.read.output
         task = self.logits.given_task
         return {
@@ -142,20 +142,20 @@ class FittingCallback(Callback, ABC):
         return FittedState(self.settings, self._tensors, self._fingerprint, inferred, task=task)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, or nothing before a fit: what a checkpoint holds."""
+        """The fitted state as plain tensors, for a checkpoint; empty before a fit."""
         return {} if self._state is None else self._state.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a fitted state back.
+        """Restore a fitted state.
 
         Raises:
-            InputError: It is no such state, or a newer release wrote it, or it was fitted under other settings than this callback
-                has. A state of another class, or a part of one, leaves nothing fitted.
+            InputError: It is not a fitted state, a newer release wrote it, or it was fitted with other settings than this
+                callback's. After an invalid state of another class, or a part of one, the callback is not fitted.
         """
         name = type(self).__name__
         state = FittedState.read(state_dict, f"The state of {self.state_key}")
         if state is None:
-            raise InputError(f"{name} needs a fitted state, but it was given {sorted(state_dict)}.")
+            raise InputError(f"{name} cannot load a state with keys {sorted(state_dict)}, which is not a fitted state.")
         refusal = state.refusal(self.settings, self.state_key)
         if refusal is not None:
             raise InputError(refusal)
@@ -164,10 +164,10 @@ class FittingCallback(Callback, ABC):
             self.uq_ckpt_path = None  # it holds other weights
         try:
             self._set(state.tensors, state.fingerprint)
-        except Exception as error:  # what another class fitted raises anything at all
+        except Exception as error:  # the state of another class may raise any error
             self._set(None, None)
             came = sorted(state.tensors) if isinstance(state.tensors, dict) else type(state.tensors).__name__
-            raise InputError(f"The `tensors` of a fitted state are not {name}'s: {came}.") from error
+            raise InputError(f"The `tensors` of this state do not belong to {name}: {came}.") from error
         self.logits.inferred_task = state.inferred_task
 
     def _set(self, tensors: dict[str, Any] | None, fingerprint: Tensor | None) -> None:
@@ -175,15 +175,15 @@ class FittingCallback(Callback, ABC):
         self.restore_tensors(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "handle": None}  # it belongs to a module of this process
+        return {**self.__dict__, "handle": None}  # belongs to a module of this process
 
     # ------------------------------------------------------------------ without a Trainer
 
     def fit(self, model: nn.Module, loader: Any) -> Self:
-        """Fit on the weights that ``model`` now has, without a Trainer; gives back the callback itself.
+        """Fit on the current weights of ``model``, without a Trainer, and return the callback.
 
         Raises:
-            InputError: The loader or its data do not fit.
+            InputError: The loader or its data are invalid.
         """
         self._forget(model)
         self.logits.inferred_task, self.uq_ckpt_path = None, None
@@ -195,34 +195,34 @@ class FittingCallback(Callback, ABC):
         return self
 
     def check_fitted(self, model: nn.Module) -> None:
-        """Check that there is a state, and that it was fitted on the weights that ``model`` now has.
+        """Check that there is a state, and that it was fitted on the current weights of ``model``.
 
         Raises:
-            NotFittedError: There is none, or it was fitted on other weights.
+            NotFittedError: There is no state, or it was fitted on other weights.
         """
         name = type(self).__name__
         if self._tensors is None:
             raise NotFittedError(f"{name} is not fitted: train with it, or call `fit(model, loader)`.")
         if self._fingerprint is None:
             raise NotFittedError(
-                f"{name} does not know its model, because it comes from predictions in memory, from a file or from text. Pass predictions to `change`, call "
-                "`fit(model, loader)`, or use `load_fitted` for a file that holds the weights, too."
+                f"{name} does not know its model's weights, because it was fitted to predictions in memory or read from a file or text. Pass predictions "
+                "to `change`, call `fit(model, loader)`, or use `load_fitted` for a file that also holds the weights."
             )
         if not same_weights(self._fingerprint, weights_fingerprint(model), model):
             path = "" if self.uq_ckpt_path is None else f" ({self.uq_ckpt_path})"
             raise NotFittedError(
-                f"{name} was fitted on other weights than this model has. Load the weights it was fitted on{path}, or call "
+                f"{name} was fitted on other weights than this model's. Load the weights of the fit{path}, or call "
                 "`fit(model, loader)` again."
             )
 
     def attach_to(self, module: nn.Module) -> RemovableHandle | None:
-        """Let the predictions of a module carry what was fitted, as a fit does by itself: after ``load_state_dict``, say.
+        """Attach the fitted state to the predictions of a module, as a fit does itself; for instance after ``load_state_dict``.
 
         Returns:
-            A handle, whose ``remove()`` takes it off again; None if the module is not ours, or no prediction changes.
+            A handle whose ``remove()`` detaches it; None for a foreign module, or if predictions do not change.
 
         Raises:
-            NotFittedError: There is no state, or it was fitted on other weights than the module has.
+            NotFittedError: There is no state, or it was fitted on other weights than the module's.
         """
         self.check_fitted(module)
         return self._attach_to(module, verified=True)
@@ -240,7 +240,7 @@ class FittingCallback(Callback, ABC):
         return self.handle
 
     def _forget(self, module: nn.Module) -> None:
-        """Clear the state, and take its transform off the module."""
+        """Clear the state, and remove its transform from the module."""
         self._set(None, None)
         self.handle = None
         transforms = transforms_of(module)

@@ -1,4 +1,4 @@
-"""The data that a callback fits where no ``dataloader`` was given: the training data, or the validation data."""
+"""The default data of a fit without a ``dataloader``: the training data or the validation data."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,37 +11,37 @@ from lightning_uq.running.loaders import fit_dataloader_of, reads_same_data, tra
 
 
 class FittingData(ABC):
-    """Which of a Trainer's data is fitted by default."""
+    """Selects which of a Trainer's data are fitted by default."""
 
     @abstractmethod
     def loader(self, trainer: Trainer, who: str) -> Any:
-        """The loader; the message of an error begins with ``who``, the callback.
+        """The loader; ``who``, the callback, begins the error message.
 
         Raises:
-            InputError: There is not exactly one.
+            InputError: There is no loader, or there are several.
         """
 
     @abstractmethod
     def limit(self, trainer: Trainer) -> int | float | None:
-        """At most so many of its batches."""
+        """The limit on the number of its batches."""
 
     @abstractmethod
     def is_read_apart(self, trainer: Trainer) -> bool:
-        """Whether neither the training nor its validation reads it, so that only the fit will."""
+        """Whether only the fit reads the loader, and neither the training nor its validation does."""
 
 
 class TrainingData(FittingData):
     """The data module's ``uq_fit_dataloader()``, else the training data, in order."""
 
     def loader(self, trainer: Trainer, who: str) -> Any:
-        """Of several training loaders none is the default."""
+        """The loader; raises if there are several training loaders."""
         provider = fit_dataloader_of(trainer.datamodule)  # type: ignore[attr-defined]
         if provider is not None:
             return provider()
         loader = training_loader(trainer)
         if isinstance(loader, dict | list | tuple):
             raise InputError(
-                f"{who} needs one training loader to be fitted on, but the Trainer has {len(loader)}. Pass argument `dataloader`."
+                f"{who} needs exactly one training loader, but the Trainer has {len(loader)}. Pass the fitting data as `dataloader`."
             )
         return loader
 
@@ -58,21 +58,21 @@ class TrainingData(FittingData):
 
 
 class ValidationData(FittingData):
-    """The one validation loader."""
+    """The only validation loader."""
 
     def loader(self, trainer: Trainer, who: str) -> Any:
-        """Of several none is the default."""
+        """The loader; raises unless there is exactly one."""
         loaders = validation_loaders(trainer)
         if len(loaders) != 1:
             raise InputError(
-                f"{who} needs one validation loader to be fitted on, but the Trainer has {len(loaders) or 'none'}. Pass a "
-                "validation loader to `fit`, or argument `dataloader`."
+                f"{who} needs exactly one validation loader, but the Trainer has {len(loaders) or 'none'}. Pass a "
+                "validation loader to `fit`, or the fitting data as `dataloader`."
             )
         known = trainer.train_dataloader
         if known is not None and reads_same_data(loaders[0], known):
             report_guess(
-                f"{who} is fitted to the validation loader, which reads the training data. Errors are smaller there than on other rows, so what is "
-                "fitted will be too sure. Pass rows that the network was not trained on as the validation loader, or as `dataloader`.",
+                f"{who} is fitted to a validation loader that reads the training data. Errors are smaller there than on new rows, so the fit "
+                "will be overconfident. Pass rows that the network was not trained on as the validation loader, or as `dataloader`.",
                 trainer.lightning_module,
             )
         return loaders[0]

@@ -1,4 +1,4 @@
-"""The ``predict_step`` of a module that is not ours, replaced during ``trainer.predict`` if ``attach=True`` asks for it."""
+"""Replaces the ``predict_step`` of a foreign module during ``trainer.predict`` if a callback has ``attach=True``."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from lightning_uq.running.transforms import PredictionTransform, observing_all
 
 
 class _PredictStep:
-    """A ``predict_step`` that gives a prediction of this package, as all transforms change it."""
+    """A ``predict_step`` that returns a prediction of this package, changed by all transforms."""
 
     def __init__(self, model: LightningModule, logits: LogitReader, nonfinite: NonFinite) -> None:
         self.model = model
@@ -51,9 +51,9 @@ def transformed_prediction(
     *,
     to_members: bool = True,
 ) -> Prediction:
-    """The prediction that a batch's outputs stand for, as all transforms change it.
+    """The prediction from a batch's outputs, changed by all transforms.
 
-    With ``to_members``, the transforms that are attached to a module of ours and change its members act, too.
+    With ``to_members``, the transforms attached to a module of this package that change its members are applied too.
 
     Raises:
         InputError: The batch is a loader.
@@ -61,7 +61,7 @@ def transformed_prediction(
     """
     if isinstance(batch, DataLoader):
         raise InputError(
-            "`x` must hold inputs or one batch, but it is a DataLoader. Call `predict` on each of its batches, or use `trainer.predict` with `attach=True`."
+            "`x` must be inputs or one batch, but it is a DataLoader. Call `predict` on each of its batches, or use `trainer.predict` with `attach=True`."
         )
     x, _target = logits.unpack(model, batch)
     rows = FiniteRows(x, nonfinite, where)
@@ -73,35 +73,35 @@ def transformed_prediction(
 
 
 def _reading(logits: LogitReader, nonfinite: NonFinite) -> tuple[Any, ...]:
-    """How a callback reads a model."""
+    """The arguments that determine how a callback reads a model."""
     return logits.predict_fn, logits.unpack_batch, logits.read.output, logits.given_task, nonfinite
 
 
 def wrap_predict_step(
     model: LightningModule, logits: LogitReader, transform: PredictionTransform | None, nonfinite: NonFinite = "error"
 ) -> None:
-    """Let ``predict_step`` give predictions of this package, with one more transform, until :func:`unwrap_predict_step`."""
+    """Make ``predict_step`` return predictions of this package, with one more transform, until :func:`unwrap_predict_step`."""
     step = model.__dict__.get("predict_step")
     if not isinstance(step, _PredictStep):
         step = _PredictStep(model, logits, nonfinite)
         model.__dict__["predict_step"] = step
     elif _reading(step.logits, step.nonfinite) != _reading(logits, nonfinite):
         raise InputError(
-            f"The callbacks with `attach=True` make one prediction of {type(model).__name__} together, but their `predict_fn`, "
-            "`unpack_batch`, `output`, `task` or `nonfinite` differ. Pass the same to each."
+            f"The callbacks with `attach=True` build predictions of {type(model).__name__} together, but their `predict_fn`, "
+            "`unpack_batch`, `output`, `task` or `nonfinite` differ. Pass the same values to each."
         )
     if transform is not None:
         others = [one for one in step.transforms if one.kind != transform.kind]
         if len(others) < len(step.transforms):
             report_guess(
-                f"Predictions of {type(model).__name__} carry one {transform.kind}: that of the last of several callbacks with `attach=True`.",
+                f"Predictions of {type(model).__name__} carry only one {transform.kind}, that of the last of several callbacks with `attach=True`.",
                 model,
             )
         step.transforms = [*others, transform]
 
 
 def unwrap_predict_step(model: nn.Module) -> None:
-    """Give the module its own ``predict_step`` back."""
+    """Restore the module's own ``predict_step``."""
     step = model.__dict__.get("predict_step")
     if isinstance(step, _PredictStep):
         del model.__dict__["predict_step"]
@@ -111,7 +111,7 @@ def unwrap_predict_step(model: nn.Module) -> None:
 
 @contextmanager
 def unwrapped(model: nn.Module) -> Iterator[None]:
-    """The module with its own ``predict_step``, for the time of a fit or of one call."""
+    """The module with its own ``predict_step`` during a fit or one call."""
     step = model.__dict__.get("predict_step")
     unwrap_predict_step(model)
     try:

@@ -1,4 +1,4 @@
-"""A Gaussian per class over a trained network's features: density, Mahalanobis and relative Mahalanobis scores."""
+"""A Gaussian per class over a trained network's features, with density, Mahalanobis and relative Mahalanobis scores."""
 
 from functools import partial
 from typing import Any, Literal
@@ -26,50 +26,50 @@ from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.ranks import raising_on_all_ranks, sum_of_ranks
 
 Statistics = dict[FeatureTransform, list[ClassHalves]]
-"""Those of each member's features, by their coordinates."""
+"""Statistics of each member's features, by coordinates."""
 
 
 class FitGMM(FeatureCallback):
-    """Deep Deterministic Uncertainty after training: a Gaussian per class over the features, on any LightningModule.
+    """Deep Deterministic Uncertainty after training: a Gaussian per class over the features, for any LightningModule.
 
-    One pass over the training data, in float64 and in memory C D^2, with the network in evaluation mode and without the
+    The fit takes one pass over the training data, in float64 and with C D^2 numbers in memory. The network is in evaluation mode, without the
     augmentation that transfer hooks add. (Augmentation inside a data set cannot be removed from outside: give the data
-    module a ``uq_fit_dataloader()``, or pass ``dataloader``.) On any number of ranks the numbers are those of one.
+    module a ``uq_fit_dataloader()``, or pass ``dataloader``.) The result is the same on any number of ranks.
 
-    The predictions of this package's modules then carry ``log_density`` and ``ood_score``; with :class:`OODDetection` the score is among
-    those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp; a
-    network with MC-dropout has one, of its features without masks.
+    The predictions of this package's modules then carry ``log_density`` and ``ood_score``. :class:`OODDetection` logs the score,
+    and :meth:`score` returns it for any loader. An ensemble has one density per member, pooled by log-mean-exp. A
+    network with MC-dropout has one density, of its features without masks.
 
-    A model without classes has one Gaussian. With ``num_components`` labels are not looked at: one Gaussian for all rows, or a mixture of K,
-    by EM on at most 2^14 rows, a sample that is the same on any number of ranks.
+    A model without classes has one Gaussian. ``num_components`` ignores labels: it fits one Gaussian to all rows, or a mixture of K,
+    by EM on at most 2^14 rows, sampled identically on any number of ranks.
 
-    Of a segmentation, ``pool="positions"`` makes each position a row: the features before a 1x1 convolution or a token's linear
-    layer, with the label of the nearest position where they have another grid. ``log_density`` is then a map [B, *P].
+    For a segmentation, ``pool="positions"`` makes each position a row. Its features are the input of a 1x1 convolution or of a token's linear
+    layer. If their grid differs from the labels', the label is that of the nearest position. ``log_density`` is then a map [B, *P].
 
     Args:
         covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
         priors: ``"uniform"`` or ``"empirical"`` class priors in the density.
-        num_components: K, for a mixture whose components are found without labels; None fits one Gaussian a class.
-        regularization: ``"held_out"``, which chooses how far the covariances are shrunk, and towards what, by the likelihood of the half of the
-            rows that was left out; ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
+        num_components: K, for a mixture whose components are found without labels; None fits one Gaussian per class.
+        regularization: ``"held_out"`` chooses the strength and the target of the shrinkage of the covariances by the likelihood of the held-out
+            half of the rows. Also ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
             :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
-        score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last is the most robust across
+        score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last one is the most robust across
             architectures.
-        feature_transform: ``"raw"`` fits the features as they are, ``"polar"`` their direction and the log of their length, ``"direction"``
-            the direction alone; ``"combined"`` fits raw and polar ones, and the score is the larger of both scores' -log p among
-            held-out rows. ``"auto"`` is combined where there are held-out rows, and else scores the polar features, which a line then
-            says; for "relative_mahalanobis", which takes away by itself what all classes share, it is raw. ``log_density`` is that of the
-            raw features wherever they are fitted. The page docs/density.md has the evidence.
-        held_out: Rows that the network was not trained on; by default the one validation loader.
-        scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
-            in float64 in any case.
-        memory_budget: Bytes that the scatter matrices may take.
+        feature_transform: ``"raw"`` fits the features as they are, ``"polar"`` their direction and the log of their length, and ``"direction"``
+            only the direction. ``"combined"`` fits raw and polar features, and the score is the larger -log p of the two, with p from the
+            held-out rows. ``"auto"`` is "combined" if there are held-out rows, and otherwise "polar", which a message reports.
+            For "relative_mahalanobis", which already removes what all classes share, "auto" is "raw". ``log_density`` is that of the
+            raw features if they are fitted. docs/density.md has the evidence.
+        held_out: Rows that the network was not trained on; by default the only validation loader.
+        scoring_dtype: ``"float32"`` computes the matrix products of scoring in single precision, about three times as fast; the fit is always
+                in float64.
+        memory_budget: The largest memory of the scatter matrices, in bytes.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
-            ``attach`` and the like.
+            ``attach`` and others.
 
     Raises:
-        InputError: At the start of the training for what can be known then; in fitting for a class with fewer than two
-            rows, NaN features, a covariance that does not factor, or too little memory.
+        InputError: At the start of the training, if the problem is visible then. In the fit, for a class with fewer than two
+            rows, NaN features, a covariance that cannot be factored, or too little memory.
 
     Source: Mukhoti et al., CVPR 2023 (arXiv 2102.11582); Ren et al., arXiv 2106.09022.
 
@@ -116,7 +116,7 @@ class FitGMM(FeatureCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on; ``score`` is a part of it because a file's score is its own one."""
+        """The arguments that a fit depends on. ``score`` is one of them, since a file stores one score."""
         return {
             **super().settings,
             "covariance": self.covariance,
@@ -129,13 +129,13 @@ class FitGMM(FeatureCallback):
 
     @property
     def densities(self) -> list[GaussianDensity]:
-        """The density of each member's features, the raw ones where they are fitted; empty before a fit."""
+        """The density of each member's features, of the raw features if they are fitted; empty before a fit."""
         return [] if self.scorer is None else _as_density(self.scorer).densities
 
     # ------------------------------------------------------------------ fitting
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """One streaming pass, whose sums of all ranks are merged at its end; and one over the held-out rows, if a tail needs them."""
+        """One streaming pass, whose sums are merged over the ranks at its end, and a pass over the held-out rows if a tail needs them."""
         if self.num_components not in (None, 1):
             rows = in_order(self.gather_features(model, loader, trainer, MAX_MIXTURE_ROWS))
             return self._with_tails(self._fit_mixture(rows), model, trainer)
@@ -152,35 +152,35 @@ class FitGMM(FeatureCallback):
         return self._with_tails(self._fit_statistics(statistics), model, trainer)
 
     def _with_tails(self, density: FeatureDensity, model: nn.Module, trainer: Trainer | None) -> dict[str, Any]:
-        """The tensors of a density, with the tails of its scores where there are two."""
+        """The tensors of a density, with the tails of its scores if there are two."""
         tails = self.coordinates.tails(self, model, trainer, density.part_score)
         return self._to_tensors(FeatureDensity(density.members, tails, self.density_score))
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
-        """Look for labels, logits and features."""
+        """Check that the batch has labels, and that logits and features can be read."""
         labels, num_classes = None, self._labelled(model, batch, trainer)
         if self.num_components is None:
             labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
         features = self.features(model, batch, trainer)
         rows, *_ = self._by_row(model, features, labels, torch.arange(features.shape[1]))
-        for name in self.coordinates.names:  # what does not fit into the memory is refused here
+        for name in self.coordinates.names:  # raises if the statistics do not fit into memory
             self._statistics(num_classes, transform_features(rows[0, :1], name).shape[1], len(rows))
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Where the task has classes, each has its own Gaussian; targets that showed a task of labels must go on to do so."""
+        """True if the task has classes, each with its own Gaussian. Targets that implied a task with labels must keep implying it."""
         has_labels = self.logits.task(model).has_classes or self.logits.inferred_task == "multilabel"
         return has_labels and self.num_components is None
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
-        """Every label must be one that the task knows, and every class needs two rows."""
+        """Check that the task accepts every label, and that every class has two rows."""
         check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
         counts = class_counts(target, self._num_classes(model, outputs[:, :1]))
         if counts is not None:
             check_class_counts(counts)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the last training showed counts no more."""
+        """Discard the findings of the last training."""
         self._counts = ClassCounts()
         self.coordinates.check(self, pl_module, trainer)
         super().on_fit_start(trainer, pl_module)
@@ -190,16 +190,16 @@ class FitGMM(FeatureCallback):
         self._counts.note(target, self._num_classes(model, outputs))
 
     def review_noted_targets(self, trainer: Trainer) -> None:
-        """Warn of a class with fewer than two rows, which may also be for rows that the epoch left out."""
+        """Warn about a class with fewer than two rows. The epoch may have skipped rows that the fit will see."""
         self._counts.review(trainer, type(self).__name__)
 
     def fit_features(self, features: Tensor, labels: Tensor | None = None, num_classes: int | None = None) -> "FitGMM":
-        """Fit features [N, D], or [M, N, D] of an ensemble's members, with labels [N] that are in memory.
+        """Fit features [N, D], or [M, N, D] of an ensemble's members, with labels [N] from memory.
 
         Args:
             features: The features.
-            labels: Class indices; none with ``num_components``.
-            num_classes: C; one more than the largest label by default.
+            labels: Class indices; not used with ``num_components``.
+            num_classes: C; by default the largest label plus one.
 
         Example:
             >>> features = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
@@ -209,10 +209,10 @@ class FitGMM(FeatureCallback):
         """
         if self.coordinates.transform == "combined":
             raise InputError(
-                "`fit_features` has no held-out rows, which `feature_transform='combined'` needs. Call `fit(model, loader)`."
+                "feature_transform='combined' needs held-out rows, which `fit_features` does not take. Call `fit(model, loader)`."
             )
         if (labels is None) != (self.num_components is not None):
-            raise InputError("`fit_features` needs either `labels` or the callback's `num_components`.")
+            raise InputError("`fit_features` needs `labels`, or `num_components` of the callback, but not both.")
         self._set(None, None)
         if labels is None:
             self._set(self._to_tensors(self._fit_mixture(_by_member(features))), None)
@@ -224,7 +224,7 @@ class FitGMM(FeatureCallback):
         return self
 
     def _fit_mixture(self, features: Tensor) -> FeatureDensity:
-        """A mixture of each member's features [M, N, D], in all coordinates."""
+        """A mixture for each member's features [M, N, D], in all coordinates."""
         K, parts = self.num_components or 1, {}
         for name in self.coordinates.names:
             fits = [
@@ -281,10 +281,10 @@ class FitGMM(FeatureCallback):
     def _by_row(
         self, model: nn.Module, features: Tensor, y: Tensor | None, samples: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [M, N, D] with labels [N] and samples [N]: one row per sample, or per position that counts of maps [M, B, D, *P].
+        """Features [M, N, D] with labels [N] and samples [N]: one row per sample, or per counted position of maps [M, B, D, *P].
 
         Raises:
-            InputError: There is one label per position and one row of features per sample, or the other way round.
+            InputError: The labels are per position and the features per sample, or the reverse.
         """
         task = self.logits.task(model)
         if y is None:  # one class, at every position
@@ -306,7 +306,7 @@ class FitGMM(FeatureCallback):
         return rows[:, positions.to(rows.device)], labels[positions], samples[positions.cpu()]
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
-        """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
+        """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has no classes."""
         if self.num_components is not None:
             return 1
         where = f"{type(self).__name__}'s fitting data"
@@ -318,30 +318,30 @@ class FitGMM(FeatureCallback):
         return self._num_classes(model, outputs)
 
     def _num_classes(self, model: nn.Module, outputs: Tensor) -> int:
-        """C of a classifier with outputs [Z, B, ...]."""
+        """C, from the outputs [Z, B, ...] of a classifier."""
         prediction: Any = self.logits.prediction(model, outputs, to_members=False)
         return int(prediction.probs.shape[1])
 
     def _reduce(
         self, statistics: list[ClassHalves], members: int, classes: int, num_features: int, trainer: Trainer
     ) -> None:
-        while len(statistics) < members:  # a rank without a row takes part with zeros
+        while len(statistics) < members:  # a rank without rows contributes zeros
             statistics.append(self._statistics(classes, num_features, members))
         for member in statistics:
             member.reduce(partial(sum_of_ranks, trainer=trainer))
 
     def make_scorer(self, tensors: dict[str, Any]) -> FeatureDensity:
-        """The densities that the fitted tensors describe."""
+        """The densities from the fitted tensors."""
         return FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
 
     # ------------------------------------------------------------------ scoring
 
     def log_prob(self, features: Tensor) -> Tensor:
-        """Log p(f | c) without the prior, [N, C] in float64, of features [N, D], or [M, N, D] pooled by log-mean-exp."""
+        """Log p(f | c) [N, C] in float64, without the prior, of features [N, D], or of [M, N, D] pooled by log-mean-exp."""
         return _as_density(self._fitted_scorer(features)).log_prob(_by_member(features))
 
     def log_density(self, features: Tensor) -> Tensor:
-        """Log-density [N] in float64 of features [N, D], or [M, N, D] pooled over members by log-mean-exp."""
+        """Log-density [N] in float64 of features [N, D], or of [M, N, D] pooled over members by log-mean-exp."""
         return _as_density(self._fitted_scorer(features)).log_density(_by_member(features))
 
 

@@ -1,4 +1,4 @@
-"""The base of callbacks that fit predictions of held-out rows to their targets: intervals, sets, thresholds and factors."""
+"""The base of callbacks that fit held-out predictions to their targets: intervals, sets, thresholds and factors."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -30,47 +30,46 @@ from lightning_uq.tasks import Task
 
 
 class HeldOutCallback(PostTrainingCallback):
-    """Fits something to predictions of the validation data and their targets. The callbacks before it have changed these predictions.
+    """Fits predictions of the validation data to their targets. Callbacks before this one have already changed the predictions.
 
-    A subclass reduces predictions and targets to rows of numbers (:meth:`rows`), which are gathered from all ranks, and fits these
-    (:meth:`fit_rows`). Without a Trainer, :meth:`fit_predictions` fits predictions that are in memory, whatever made them.
-
-    A test logs :meth:`test_metrics` under ``uq/``, which costs one more forward pass per test batch.
+    A subclass reduces predictions and targets to rows of numbers (:meth:`rows`), which are gathered from all ranks, and fits the
+    rows (:meth:`fit_rows`). Without a Trainer, :meth:`fit_predictions` fits predictions from memory, of any origin.
+    A test logs :meth:`test_metrics` under ``uq/``. This costs one more forward pass per test batch.
 
     Args:
-        max_rows: The largest number of rows that are fitted, as the pixels of maps: above it, a random sample of so many; None
-            reads all.
-        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
-            fitting data are those of the one validation loader.
+        max_rows: The largest number of rows to fit, such as the pixels of maps. If there are more, a random sample of this size is
+            fitted. None fits all.
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and others. By default, the
+                validation loader is fitted; there must be exactly one.
     """
 
     per_sample: ClassVar[bool] = False
     """Whether a row is a sample with all positions of its map, rather than one position."""
 
     value_names: ClassVar[tuple[str, ...]] = ()
-    """Names of the further numbers per row that :meth:`rows` takes."""
+    """Names of the additional numbers per row that :meth:`rows` takes."""
 
     whens: ClassVar[tuple[When, ...]] = ("",)
-    """The predictions that a test scores: changed ones alone, or, as ``("", "_calibrated")``, those before and after the change."""
+    """The predictions that a test scores: only changed ones, or, as ``("", "_calibrated")``, those before and after the change."""
 
     needs_targets: ClassVar[bool] = True
-    """Whether predictions are fitted to targets; without them, :meth:`rows` gets zeros [B]."""
+    """Whether the fit uses targets; if not, :meth:`rows` gets zeros [B]."""
 
     own_arguments: ClassVar[tuple[str, ...]] = ()
-    """Names of the constructor's own arguments that a state holds, in its settings or among its tensors."""
+    """Names of the constructor arguments that a state holds, in its settings or among its tensors."""
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Self:
-        """A callback with a saved state, and the arguments that it was fitted with: what :func:`load_fitted` uses.
+        """A callback with a saved state and the arguments of its fit, for :func:`load_fitted`.
 
         Raises:
-            InputError: The result depends on a function of the input, which no state holds.
+            InputError: The result depends on a function of the input, which a state cannot hold.
         """
         settings, tensors = state["settings"], state["tensors"]
         functions = [name for name in ("groups", "density_ratio") if settings.get(name)]
         if functions:
             raise InputError(
-                f"{cls.__name__} was fitted with `{functions[0]}`, a function of the input that no file holds. Use the callback itself."
+                f"{cls.__name__} was fitted with `{functions[0]}`, a function of the input that a file cannot hold. Use the callback itself."
             )
         held = {**tensors, **settings}
         callback = cls(**{name: held[name] for name in cls.own_arguments if name in held})
@@ -81,26 +80,26 @@ class HeldOutCallback(PostTrainingCallback):
         super().__init__(**fitting)
         RowSample(max_rows)
         self.max_rows = max_rows
-        self.after: tuple[PostTrainingCallback, ...] = ()  # whose results it reads on a module that is not ours
+        self.after: tuple[PostTrainingCallback, ...] = ()  # callbacks whose results it reads on a foreign module
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         return {**super().settings, "max_rows": self.max_rows}
 
-    # ------------------------------------------------------------------ what a subclass provides
+    # ------------------------------------------------------------------ for subclasses
 
     @abstractmethod
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """What the fit needs of predictions and their targets: tensors [N, ...], one row per prediction.
+        """Tensors [N, ...] that the fit needs, one row per prediction.
 
         Args:
-            prediction: Predictions as ``task.rows`` gives them: of maps, one per position that counts.
-            target: Their targets [N, ...], checked.
-            values: Numbers per row [N], by the names in ``value_names``.
+            prediction: Predictions as ``task.rows`` returns them. For maps, there is one per counted position.
+            target: The checked targets [N, ...].
+            values: Numbers per row [N], named as in ``value_names``.
 
         Raises:
-            InputError: Such predictions cannot be fitted. It is raised before a training, too.
+            InputError: Such predictions cannot be fitted. It is also raised before a training.
         """
 
     @abstractmethod
@@ -109,14 +108,14 @@ class HeldOutCallback(PostTrainingCallback):
 
     @abstractmethod
     def transform(self) -> PredictionTransform:
-        """How predictions carry the result."""
+        """The transform that adds the result to predictions."""
 
     @abstractmethod
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """What a test logs of predictions, by name."""
+        """The metrics of predictions that a test logs, by name."""
 
     def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:
-        """Functions of the input, each with a number per sample [B], which :meth:`rows` gets by name."""
+        """Functions of the input that return a number per sample [B], by the names that :meth:`rows` takes."""
         return {}
 
     def check_task(self, task: Task) -> None:  # optional
@@ -125,42 +124,42 @@ class HeldOutCallback(PostTrainingCallback):
     # ------------------------------------------------------------------ without a Trainer
 
     def fit(self, model: nn.Module, loader: Any, after: Sequence[PostTrainingCallback] = ()) -> Self:
-        """Fit on the weights that ``model`` now has, without a Trainer; gives back the callback itself.
+        """Fit on the current weights of ``model``, without a Trainer, and return the callback.
 
         Args:
             model: The model.
             loader: Held-out rows.
-            after: Callbacks fitted on this model whose results this one reads, in their order. A module of this package carries them.
+            after: Fitted callbacks of this model whose results this one reads, in order. Not for a module of this package, which carries the results itself.
 
         Raises:
-            NotFittedError: One of ``after`` is not fitted, or on other weights.
-            InputError: The loader or its data do not fit, or ``after`` was given for a module of this package.
+            NotFittedError: A callback in ``after`` is not fitted, or was fitted on other weights.
+            InputError: The loader or its data are invalid, or ``after`` was given for a module of this package.
         """
         check_after(after, model)
         self.after = tuple(after)
         return super().fit(model, loader)
 
     def fit_predictions(self, prediction: Prediction, target: Tensor, **values: Tensor) -> Self:
-        """Fit predictions that are in memory to their targets; gives back the callback itself.
+        """Fit predictions from memory to their targets, and return the callback.
 
         Args:
-            prediction: Predictions of held-out rows, calibrated as later ones will be. Of maps, pass ``prediction.as_rows()``.
+            prediction: Predictions of held-out rows, calibrated like later ones. For maps, pass ``prediction.as_rows()``.
             target: Their targets.
-            values: Further numbers per row [N], if the callback takes any.
+            values: Additional numbers per row [N], if the callback takes any.
 
         Raises:
-            InputError: They do not fit together, or cannot be fitted.
+            InputError: The arguments do not match, or cannot be fitted.
         """
         unknown = sorted(values.keys() - set(self.value_names))
         if unknown:
             raise InputError(
-                f"`fit_predictions` of {type(self).__name__} takes {', '.join(self.value_names) or 'nothing'} beside predictions and targets, but "
-                f"{unknown[0]!r} came."
+                f"`fit_predictions` of {type(self).__name__} got an unknown argument {unknown[0]!r}. Besides predictions and targets, it takes "
+                f"{', '.join(self.value_names) or 'nothing'}."
             )
         lacking = [name for name in self.input_functions() if name not in values]
         if lacking:
             raise InputError(
-                f"`{lacking[0]}` must be given for the rows, because {type(self).__name__} has a function for it."
+                f"`{lacking[0]}` is missing: {type(self).__name__} has a function for it, so pass its values for the rows."
             )
         rows = [part.cpu() for part in self.rows(prediction, target, **values)]
         if not len(prediction):
@@ -172,22 +171,22 @@ class HeldOutCallback(PostTrainingCallback):
         """The prediction with the result of the fit.
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: The prediction carries other calibrations than those that were fitted, or the result depends on the input.
+            NotFittedError: The callback is not fitted.
+            InputError: The prediction has other calibrations than the fitted ones, or the result depends on the input.
         """
         for name in self.input_functions():
             raise InputError(
-                f"`change` has no input, on which `{name}` of {type(self).__name__} depends. Use `trainer.predict`."
+                f"`{name}` of {type(self).__name__} depends on the input, which `change` does not get. Use `trainer.predict`."
             )
         return self.transform().apply(prediction)
 
     def predict(self, model: nn.Module, x: Any) -> Prediction:
-        """The prediction for inputs or a batch, with the result of the fit, and of those before it on a module of this package.
+        """The prediction for inputs or a batch, with the result of the fit. On a module of this package, it includes the results of earlier fits.
 
         Raises:
-            NotFittedError: Nothing was fitted with a model (after :meth:`fit_predictions`, use :meth:`change`), or on other weights.
+            NotFittedError: The callback was not fitted on a model (after :meth:`fit_predictions`, use :meth:`change`), or was fitted on other weights.
             NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"``.
-            InputError: The predictions carry other calibrations than those that were fitted.
+            InputError: The predictions have other calibrations than the fitted ones.
         """
         self.check_fitted(model)
         with evaluating(model):
@@ -199,7 +198,7 @@ class HeldOutCallback(PostTrainingCallback):
         """The fitted tensors.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         if self._tensors is None:
             raise NotFittedError(
@@ -208,24 +207,24 @@ class HeldOutCallback(PostTrainingCallback):
         return self._tensors
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Raise if these are not what this callback fits."""
+        """Check that the tensors are the result of this callback."""
         if tensors is not None:
             self.transform()
 
     def carried(self) -> Carried:
-        """The calibrations that the fitted predictions carried."""
+        """The calibrations of the fitted predictions."""
         return Carried(type(self).__name__, self.state)
 
     # ------------------------------------------------------------------ with a model
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a callback behind this one that changes its predictions; take note of those before it."""
+        """Reject a later callback that changes the predictions that this one is fitted to, and note the earlier ones."""
         super().setup(trainer, pl_module, stage)
         self.after = tuple(earlier_callbacks(self, trainer))
         check_order(self, trainer, pl_module, stage)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
-        """Reduce a batch to rows, in the type of prediction that it will have."""
+        """Reduce a batch to rows, in the type that its predictions will have."""
         self._check_own_predictions(model)
         self.logits.look_at_task(model, batch, trainer)
         task = self.logits.task(model)
@@ -238,11 +237,11 @@ class HeldOutCallback(PostTrainingCallback):
         self._rows_of(model, batch, task, prediction, target)
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Targets are what predictions are fitted to, where they are needed."""
+        """Whether predictions are fitted to targets."""
         return self.needs_targets
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
-        """Every target must be one that the task knows."""
+        """Check that the task accepts every target."""
         check_targets(self.logits, model, target, outputs, self._where)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
@@ -273,11 +272,11 @@ class HeldOutCallback(PostTrainingCallback):
         gathered = [part.cpu() for part in sample.gather(trainer, type(self).__name__)]
         (carried,) = first_of_ranks([None if carried is None else to_cpu(carried)], trainer)
         if carried is None or not len(gathered[0]):
-            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+            raise InputError(f"{type(self).__name__}'s fitting data are empty.")
         return {**self.fit_rows(*gathered), **carried}
 
     def _target(self, model: nn.Module, batch: Any, outputs: Tensor) -> Tensor:
-        """The checked target of a batch, or zeros [B] where none is needed."""
+        """The checked target of a batch, or zeros [B] if none is needed."""
         if not self.needs_targets:
             return outputs.new_zeros(outputs.shape[1])
         return labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
@@ -285,14 +284,14 @@ class HeldOutCallback(PostTrainingCallback):
     def _check_finite(self, outputs: Tensor, task: Task) -> None:
         if num_bad := int(unusable_rows(outputs, task).sum()):
             raise NotFiniteError(
-                f"{self._where} must have finite outputs, but those of {num_bad} of {outputs.shape[1]} rows hold NaN or infinity. Leave out such "
-                "inputs, or look for NaN in the weights."
+                f"{self._where} must have finite outputs, but those of {num_bad} of {outputs.shape[1]} rows hold NaN or infinity. Remove such "
+                "inputs, or check the weights for NaN."
             )
 
     def _check_own_predictions(self, model: nn.Module) -> None:
         if self.logits.predict_fn is not None and is_uncertainty_module(model):
             raise InputError(
-                f"{type(self).__name__} is fitted to the predictions that {type(model).__name__} makes itself, which its `predict_fn` would "
+                f"{type(self).__name__} is fitted to the predictions that {type(model).__name__} makes itself, which `predict_fn` would "
                 "bypass. Leave argument `predict_fn` out."
             )
 
@@ -303,7 +302,7 @@ class HeldOutCallback(PostTrainingCallback):
             prediction, target = (task.sample_rows if self.per_sample else task.rows)(prediction, target)
         if self.needs_targets and task.has_classes and target.is_floating_point():
             raise InputError(
-                f"{self._where} must hold labels, but a batch has probabilities as targets. Pass a loader without label mixing or "
+                f"{self._where} must have labels, but the targets of a batch are probabilities. Pass a loader without label mixing or "
                 "smoothing."
             )
         functions = self.input_functions()
@@ -315,7 +314,7 @@ class HeldOutCallback(PostTrainingCallback):
     def _where(self) -> str:
         return f"{type(self).__name__}'s fitting data"
 
-    # ------------------------------------------------------------------ predictions, as the earlier callbacks change them
+    # ------------------------------------------------------------------ predictions after the earlier callbacks
 
     def _predict(
         self,
@@ -326,27 +325,27 @@ class HeldOutCallback(PostTrainingCallback):
         *,
         check: bool,
     ) -> tuple[Tensor, Prediction]:
-        """Outputs [Z, B, ...] and the prediction after some transforms."""
+        """The outputs [Z, B, ...], and the prediction after the transforms."""
         x, _ = self.logits.unpack(model, batch)
         with observing_all(transforms, model, x) as change:
             outputs = self.logits(model, batch, trainer, check=check)
             prediction = self.logits.prediction(model, outputs, to_members=False)
         return outputs, change(prediction)
 
-    # ------------------------------------------------------------------ what a test shows of it
+    # ------------------------------------------------------------------ test metrics
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit, and log what was fitted."""
+        """Fit, and log the fitted numbers."""
         super().on_train_end(trainer, pl_module)
         log_fitted(trainer, self._prefix(trainer), self.fitted_numbers)
 
     @property
     def fitted_numbers(self) -> dict[str, float]:
-        """The fit in a few numbers, by name."""
+        """The fit as a few numbers, by name."""
         return {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a test."""
+        """Prepare the metrics of a test."""
         self._tested = LoggedMetrics(
             self.logits,
             self._tested_predictions,
@@ -356,7 +355,7 @@ class HeldOutCallback(PostTrainingCallback):
             self.per_sample,
             self.needs_targets,
         )
-        self._test_transform: PredictionTransform | None = None  # of the state that the first batch verifies
+        self._test_transform: PredictionTransform | None = None  # set when the first batch verifies the state
 
     def _tested_predictions(
         self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
@@ -383,7 +382,7 @@ class HeldOutCallback(PostTrainingCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the batch just tested."""
+        """Score the batch that was just tested."""
         super().on_test_batch_end(trainer, pl_module)
         self._tested.update(trainer, pl_module, batch_idx, dataloader_idx)
 
@@ -393,7 +392,7 @@ class HeldOutCallback(PostTrainingCallback):
         self._tested.log(trainer, pl_module, self._prefix(trainer))
 
     def _prefix(self, trainer: Trainer) -> str:
-        """``uq/``, and the callback's name where it has one, or its class if another logs scores of the same names before and after a change."""
+        """``uq/``, followed by the callback's name if it has one, or by its class if another callback logs scores of the same names."""
         ours = [one for one in post_training_callbacks(trainer) if isinstance(one, HeldOutCallback)]
         several = len(self.whens) > 1 and sum(one.whens == self.whens for one in ours) > 1
         name = self.name or (type(self).__name__ if several else None)

@@ -1,4 +1,4 @@
-"""The callbacks around one on held-out rows: which results it reads, and whether their order is right."""
+"""Checks the order of callbacks around one on held-out rows, and finds the results that it reads."""
 
 from collections.abc import Sequence
 
@@ -19,12 +19,12 @@ from lightning_uq.running.transforms import PredictionTransform, transforms_of
 
 
 def check_order(callback: PostTrainingCallback, trainer: Trainer, module: LightningModule, stage: str) -> None:
-    """Look for callbacks that would make what ``callback`` fits wrong.
+    """Check for callbacks that would make the fit of ``callback`` wrong.
 
-    Those before it are reported where predictions lack their changes, and warned of where they follow the same rows too closely.
+    A message reports earlier callbacks whose changes predictions lack, and a warning those that overfit the same rows.
 
     Raises:
-        InputError: A callback behind it changes the predictions that it is fitted to.
+        InputError: A later callback changes the predictions that this one is fitted to.
     """
     ours, name = post_training_callbacks(trainer), type(callback).__name__
     before, behind = ours[: ours.index(callback)], ours[ours.index(callback) + 1 :]
@@ -37,28 +37,28 @@ def check_order(callback: PostTrainingCallback, trainer: Trainer, module: Lightn
     apart = [one for one in before if one.recalibrates and callback.attach and not one.attach]
     if apart and not is_uncertainty_module(module):
         report_guess(
-            f"{name} has `attach=True`, but {type(apart[0]).__name__} before it has not, so its changes are left out. Pass it to both.",
+            f"{name} has `attach=True`, but {type(apart[0]).__name__} before it does not, so its changes are left out. Pass `attach=True` to both.",
             module,
         )
         before = [one for one in before if one not in apart]
     close = [one for one in before if one.is_flexible and reads_same_data(one.dataloader, callback.dataloader)]
     if close and stage == "fit" and not callback.recalibrates and callback.fits_targets(module):
         rank_zero_warn(
-            f"{name} and {type(close[0]).__name__} are fitted to the same rows, on which the latter makes too few errors: later rows will have "
-            "more than they should. Pass other held-out rows as `dataloader` to one of them."
+            f"{name} and {type(close[0]).__name__} are fitted to the same rows. The latter overfits them, so later rows will have more errors "
+            "than they should. Pass other held-out rows as `dataloader` to one of them."
         )
 
 
 def check_after(after: Sequence[PostTrainingCallback], model: nn.Module) -> None:
-    """Refuse callbacks whose results cannot be read on a model.
+    """Reject callbacks whose results cannot be read on a model.
 
     Raises:
-        NotFittedError: One is not fitted, or on other weights.
-        InputError: The module carries the results itself, or one is no such callback.
+        NotFittedError: A callback is not fitted, or was fitted on other weights.
+        InputError: The module carries the results itself, or an element is not a fitted callback.
     """
     if after and is_uncertainty_module(model):
         raise InputError(
-            f"`after` must be left out for a {type(model).__name__}, whose predictions carry what was fitted before."
+            f"`after` is not needed for a {type(model).__name__}, whose predictions carry the earlier fits. Leave it out."
         )
     for one in after:
         if not isinstance(one, PostTrainingCallback):
@@ -67,10 +67,10 @@ def check_after(after: Sequence[PostTrainingCallback], model: nn.Module) -> None
 
 
 def check_read(callbacks: Sequence[object]) -> None:
-    """Refuse callbacks that will be applied together although one was fitted without reading another's result, or to a result that is not there.
+    """Reject callbacks to be applied together if one was fitted without reading another's result, or with a missing result.
 
     Raises:
-        InputError: One on held-out rows was fitted with or without a calibration, or a density, that the others lack, or have.
+        InputError: A callback on held-out rows was fitted with a calibration or density that is missing here, or without one that is present.
     """
     ours = [one for one in callbacks if isinstance(one, PostTrainingCallback)]
     densities = [one for one in ours if isinstance(one, FeatureCallback)]
@@ -83,11 +83,11 @@ def check_read(callbacks: Sequence[object]) -> None:
         of_features, by_default = score in DENSITY_FIELDS, score is not None and one.settings.get("score") is None
         if of_features and not densities:
             raise InputError(
-                f"{name} judges the score of a density or distance, such as FitGMM's. Pass that callback, too."
+                f"{name} was fitted to the score of a density or distance, such as FitGMM's. Pass that callback too."
             )
         if not of_features and has_read and not calibrations:
             raise InputError(
-                f"{name} was fitted to calibrated predictions. Pass the callback that calibrates them, too."
+                f"{name} was fitted to calibrated predictions. Pass the callback that calibrates them too."
             )
         unread = [
             *(densities if by_default and not of_features else []),
@@ -95,15 +95,15 @@ def check_read(callbacks: Sequence[object]) -> None:
         ]
         if unread:
             raise InputError(
-                f"{name} was fitted to predictions without the result of {type(unread[0]).__name__}, so they do not go together. Fit it "
-                f"again with `fit(model, loader, after=[...])` that holds the {type(unread[0]).__name__}, or leave one of them out."
+                f"{name} was fitted to predictions without the result of {type(unread[0]).__name__}, so they cannot be combined. Fit it "
+                f"again with `fit(model, loader, after=[...])` including the {type(unread[0]).__name__}, or leave one of them out."
             )
 
 
 def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -> list[PostTrainingCallback]:
-    """The callbacks whose results ``callback`` reads: those before it, but for its own kind, of which predictions carry one.
+    """The callbacks whose results ``callback`` reads: the earlier ones, except those of its own kind, of which a prediction carries one.
 
-    Those that leave a foreign module's predictions alone count if ``callback`` does, too.
+    Callbacks that leave a foreign module's predictions alone count only if ``callback`` leaves them alone too.
     """
     if trainer is None:
         return list(getattr(callback, "after", ()))
@@ -115,7 +115,7 @@ def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -
 def transforms_before(
     callback: PostTrainingCallback, model: nn.Module, trainer: Trainer | None
 ) -> list[PredictionTransform]:
-    """What changes predictions before ``callback`` reads them."""
+    """The transforms that change predictions before ``callback`` reads them."""
     attached = transforms_of(model)
     if attached is not None:
         ours = [] if trainer is None else post_training_callbacks(trainer)

@@ -1,4 +1,4 @@
-"""Rows that a network was not trained on, for a fit after its training: where they come from, and whether they can be read."""
+"""Rows that a network was not trained on, for a fit after its training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,20 +20,20 @@ from lightning_uq.running.ranks import raising_on_all_ranks
 
 
 class HeldOutRows:
-    """Argument ``held_out`` of a callback, else the one validation loader of the training.
+    """The rows of a callback's argument ``held_out``, or else of the only validation loader of the training.
 
     Args:
         given: The argument.
 
     Raises:
-        InputError: It is no loader.
+        InputError: The argument is not a loader.
     """
 
     def __init__(self, given: Any = None) -> None:
         if given is not None:
             check_loader(given, "argument `held_out`")
         self.given = given
-        self._known: Any = None  # of the fit that another one may repeat
+        self._known: Any = None  # the loader of a fit that may be repeated
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": None}  # it may hold worker processes or open files
@@ -43,7 +43,7 @@ class HeldOutRows:
         self._known = None
 
     def find(self, trainer: Trainer | None) -> tuple[Any, str]:
-        """The loader, or None and the reason; of a repeated fit, the loader of the one before."""
+        """The loader, or None and the reason. A repeated fit gets the loader of the previous one."""
         reason = ""
         if self.given is not None:
             return self.given, reason
@@ -60,29 +60,27 @@ class HeldOutRows:
         return self._known, reason
 
     def exact(self, loader: Any, trainer: Trainer | None) -> Any:
-        """The rows of ``loader`` that this rank reads, each once; ``limit_val_batches`` holds for the validation loader."""
+        """The rows of ``loader`` that this rank reads, each once, with ``limit_val_batches`` for the validation loader."""
         limit = None if trainer is None or self.given is not None else trainer.limit_val_batches
         return exact_loader(loader, trainer, name="argument `held_out`", limit=limit)
 
     @property
     def where(self) -> str:
-        """What they are, for errors."""
-        return "The held-out rows, those of " + (
-            "the validation loader" if self.given is None else "argument `held_out`"
-        )
+        """A description of the rows, for errors."""
+        return "The held-out rows from " + ("the validation loader" if self.given is None else "argument `held_out`")
 
     def try_batch(self, read: Callable[[Any], object], model: LightningModule, trainer: Trainer, loader: Any) -> None:
         """Read the first batch before a training.
 
         Raises:
-            InputError: There is none, or it cannot be read.
+            InputError: There is no batch, or it cannot be read.
         """
         with raising_on_all_ranks(trainer), evaluating(model, trainer, fitting=True):
             for raw in exact_loader(loader, name="argument `held_out`", limit=1):
                 try:
                     with torch.compiler.set_stance("force_eager"):
                         read(to_device(raw, model, trainer))
-                except (InputError, RuntimeError) as error:  # torch's own, of a batch of another shape
-                    raise InputError(f"{self.where}, cannot be read as the training data are: {error}") from error
+                except (InputError, RuntimeError) as error:  # torch's own, for a batch of another shape
+                    raise InputError(f"{self.where} cannot be read like the training data: {error}") from error
                 return
-            raise InputError(f"{self.where}, are empty.")
+            raise InputError(f"{self.where} are empty.")

@@ -8,14 +8,14 @@ from lightning_uq.functional.isotonic import fit_isotonic
 
 
 class IsotonicScaling(Calibration):
-    """A monotone curve per class from its probability to its frequency, on any LightningModule that classifies.
+    """A monotone curve per class from its probability to its frequency, for any LightningModule that classifies.
 
-    Each class is fitted against the rest, and the curves' values are divided by their sum. It follows any monotone
-    miscalibration, but needs many rows per class: with 500 on CIFAR-10, a
-    temperature had the better likelihood for two of three networks. A warning names classes without a row. No probability becomes 0. Applied to the log of the mean probabilities: members stay as they are. It exports, to ONNX too.
+    Each class is fitted against the rest, and the values of the curves are divided by their sum. The curves can follow any monotone
+    miscalibration, but need many rows per class: with 500 rows on CIFAR-10, a
+    temperature had the better likelihood for two of three networks. A warning names classes without rows. No probability becomes 0. The calibration acts on the log of the mean probabilities, so the members do not change. It can be exported, also to ONNX.
 
-    :class:`ConformalSets` and :class:`SelectiveThreshold` behind it need other rows, in ``dataloader`` of either: on the rows of the curves they
-    find too few errors (a coverage of 0.67 in place of 0.9 with 300 rows of 50 classes), which a warning tells.
+    :class:`ConformalSets` and :class:`SelectiveThreshold` after it need other rows, passed as ``dataloader`` to one of the two callbacks. On the rows of the curves,
+    they see too few errors, and a warning says so (a coverage of 0.67 instead of 0.9 with 300 rows of 50 classes).
 
     Args:
         fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of
@@ -44,7 +44,7 @@ class IsotonicScaling(Calibration):
         """Knots and values [2, C, K] in float64, for :func:`~lightning_uq.functional.isotonic.apply_isotonic`.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         return self._get()
 

@@ -1,4 +1,4 @@
-"""Distance to the nearest training features, as an out-of-distribution score of any trained network."""
+"""Distance to the nearest training features as an out-of-distribution score, for any trained network."""
 
 import warnings
 from typing import Any
@@ -16,33 +16,33 @@ from lightning_uq.networks.feature_score import tails_to_tensors
 from lightning_uq.running.row_sample import RowSample
 
 K = 50
-"""The paper's k for CIFAR-10, with which rows of the comparison are fitted."""
+"""The paper's k for CIFAR-10, which the comparison uses."""
 
 
 class FitKNN(FeatureCallback):
-    """Deep nearest neighbours after training: the distance of an input's features to the ``k``-th nearest training row's.
+    """Deep nearest neighbors after training: the distance of an input's features to those of the ``k``-th nearest training row.
 
-    Features are scaled to length 1, unless ``feature_transform`` says otherwise. Those of at most ``max_rows`` training rows are kept, N x D numbers, in the ``-uq.ckpt`` (the
-    paper finds 1 % of ImageNet to do), and in memory and in exported graphs in float64. With ``pool="positions"`` each position of a map is a row.
+    Features are scaled to length 1, unless ``feature_transform`` says otherwise. The features of at most ``max_rows`` training rows, N x D numbers, are stored in the ``-uq.ckpt``, and
+    in float64 in memory and in exported graphs. (The paper finds that 1 % of ImageNet suffices.) With ``pool="positions"``, each position of a map is a row.
 
-    The predictions of this package's modules then carry the distance as ``ood_score``; with :class:`OODDetection` the score ``knn`` is among those
-    logged; :meth:`score` gives it for any loader. An ensemble's is the mean of its members'. Labels are not looked at, but for the
+    The predictions of this package's modules then carry the distance as ``ood_score``. :class:`OODDetection` logs it as ``knn``, and
+    :meth:`score` returns it for any loader. The distance of an ensemble is the mean over its members. Labels are not used, except the
     ``ignore_index`` of a segmentation.
 
     Args:
-        k: Which neighbour; 50 is the paper's for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet.
-        max_rows: The largest number of training rows that are kept; above it a random sample of so many is, the same on any number
+        k: The rank of the neighbor. The paper uses 50 for CIFAR-10, 200 for CIFAR-100 and 1000 for ImageNet.
+        max_rows: The largest number of training rows to keep. If there are more, a random sample is kept, the same on any number
             of ranks. None keeps all.
         feature_transform: ``"direction"`` is the paper's: see :class:`~lightning_uq.callbacks.coordinates.FeatureCoordinates`.
-        held_out: For two kinds of coordinates, rows that the network was not trained on; by default the one validation loader.
+        held_out: Rows that the network was not trained on, for "combined" coordinates; by default the only validation loader.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name`` and
-            the like.
+            others.
 
     Raises:
-        InputError: The features hold NaN, or there is no fitting data.
+        InputError: The features hold NaN, or there are no fitting data.
 
     Warns:
-        UserWarning: There are fewer than ``k`` rows; the farthest is then the one that counts.
+        UserWarning: There are fewer than ``k`` rows; the distance to the farthest row is then the score.
 
     Source: Sun et al., ICML 2022 (arXiv 2204.06507).
 
@@ -74,20 +74,20 @@ class FitKNN(FeatureCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on; ``k`` is a part of it because a file's score is that of its own ``k``."""
+        """The arguments that a fit depends on. ``k`` is one of them, since a file stores the score of one ``k``."""
         return {**super().settings, "feature_transform": self.coordinates.transform, "k": self.k}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for held-out rows before the training."""
+        """Check for held-out rows before the training."""
         self.coordinates.check(self, pl_module, trainer)
         super().on_fit_start(trainer, pl_module)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """All rows' features [M, N, D], and the tails of two scores."""
+        """The features [M, N, D] of all rows, and the tails of two scores."""
         features = self.gather_features(model, loader, trainer, self.max_rows)
         if features.shape[1] < self.k:
             warnings.warn(
-                f"FitKNN was fitted to {features.shape[1]} rows, fewer than k={self.k}: the distance to the farthest is the "
+                f"FitKNN was fitted to {features.shape[1]} rows, fewer than k={self.k}, so the distance to the farthest row is the "
                 "score.",
                 stacklevel=2,
             )
@@ -102,7 +102,7 @@ class FitKNN(FeatureCallback):
         }
 
     def make_scorer(self, tensors: dict[str, Any]) -> FeatureNeighbors:
-        """The rows, as they are searched."""
+        """The module that searches the kept rows."""
         return FeatureNeighbors.from_tensors(tensors)
 
 

@@ -1,4 +1,4 @@
-"""The labels that something will be fitted to, looked at before the training, or in its first epoch, instead of after it."""
+"""Checks the labels of a fit before the training or in its first epoch, rather than after it."""
 
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import chain
@@ -20,7 +20,7 @@ TargetOf = Callable[[Any], Any]
 
 
 class SeenBatch(NamedTuple):
-    """What the first batch of the fitting data showed.
+    """Outputs and targets of the first batch of the fitting data.
 
     Attributes:
         outputs: The outputs [Z, 1, ...] of one of its rows, on the CPU.
@@ -31,11 +31,11 @@ class SeenBatch(NamedTuple):
     target: Tensor
 
     def outputs_for(self, target: Tensor) -> Tensor:
-        """Outputs [Z, N, ...] in the shape that those of other targets [N, ...] have; they take no memory."""
+        """Outputs [Z, N, ...] that match the targets [N, ...] of other rows; they take no memory."""
         return self.outputs.expand(-1, len(target), *self.outputs.shape[2:])
 
     def is_alike(self, target: Any) -> bool:
-        """Whether another batch's targets are of the same kind; those that Mixup or CutMix make for the training are not."""
+        """Whether another batch's targets are of the same kind. Targets mixed by Mixup or CutMix for the training are not."""
         same = isinstance(target, Tensor) and target.dtype == self.target.dtype
         return same and target.shape[1:] == self.target.shape[1:]
 
@@ -43,18 +43,18 @@ class SeenBatch(NamedTuple):
 def all_targets(
     loader: Any, seen: SeenBatch, target_of: TargetOf, limit: int | float | None, *, read: bool
 ) -> Tensor | None:
-    """The targets [N, ...] of every row that a fit reads; None where only a pass over the data would tell.
+    """The targets [N, ...] of every row that a fit reads; None if only a pass over the data would show them.
 
-    They are taken from a list of batches, or from a data set that holds them: a ``TensorDataset``, one with ``targets`` or
-    ``labels``, a list of pairs, and a ``Subset``, an ``Indexed`` or a chain of these. They count only if they agree with the first batch, so a
-    data set that changes its targets is not misread.
+    They come from a list of batches, or from a data set that holds them: a ``TensorDataset``, a data set with ``targets`` or
+    ``labels``, a list of pairs, or a ``Subset``, an ``Indexed`` or a chain of these. They are used only if they agree with the first batch,
+    so that a data set that changes its targets is not misread.
 
     Args:
         loader: The fitting data.
         seen: Its first batch.
-        target_of: Gives the target of a batch.
+        target_of: Returns the target of a batch.
         limit: The limit on the number of batches.
-        read: Whether to read the data where nothing else helps.
+        read: Whether to read the data if there is no other way.
     """
     exact = exact_loader(loader, limit=limit)
     if isinstance(exact, Sequence):
@@ -62,7 +62,7 @@ def all_targets(
     if isinstance(exact, DataLoader):
         held = _held_targets(exact.dataset)
         if held is not None:
-            # A batch sampler of the user's own is one list of rows per batch.
+            # A custom batch sampler yields one list of rows per batch.
             own = exact.batch_size is None and exact.batch_sampler is not None
             indices = list(chain(*exact.batch_sampler) if own else exact.sampler)  # type: ignore[misc]
             found = _at(held, indices)
@@ -72,7 +72,7 @@ def all_targets(
 
 
 class ClassCounts:
-    """The rows of each class that the first epoch shows."""
+    """The number of rows of each class in the first epoch."""
 
     def __init__(self) -> None:
         self._counts = torch.zeros(0, dtype=torch.long)
@@ -84,7 +84,7 @@ class ClassCounts:
             self._counts = torch.nn.functional.pad(self._counts, (0, len(counts) - len(self._counts))) + counts
 
     def review(self, trainer: Trainer, who: str) -> None:
-        """Warn, on all ranks, of a class with fewer than two rows: the epoch may have left out others. A collective."""
+        """Warn on all ranks about a class with fewer than two rows. The fit may see more rows than the epoch. A collective."""
         parts = gather_objects(self._counts, trainer)
         counts = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).sum(0)
         if not bool(counts.any()):
@@ -93,12 +93,12 @@ class ClassCounts:
             check_class_counts(counts)
         except InputError as error:
             rank_zero_warn(
-                f"{who} will fail after the training unless its fitting data has more rows than the first epoch. {error}"
+                f"{who} will fail after the training, unless its fitting data have more rows than the first epoch. {error}"
             )
 
 
 def class_counts(target: Tensor, num_classes: int) -> Tensor | None:
-    """The number of rows [C] of each class; None for labels of positions, and for probabilities."""
+    """The number of rows [C] of each class; None for labels of positions and for probabilities."""
     labels = target.squeeze(1) if target.shape[1:] == (1,) else target
     return None if labels.ndim != 1 or labels.is_floating_point() else labels.long().bincount(minlength=num_classes)
 
@@ -118,7 +118,7 @@ def _at(held: Tensor, indices: list[Any]) -> Tensor | None:
 
 
 def _held_targets(dataset: Any) -> Tensor | None:
-    """The targets of all items of a data set, where it holds them."""
+    """The targets of all items of a data set that stores them, or None."""
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1] if len(dataset.tensors) > 1 else None
     if isinstance(dataset, ConcatDataset):
@@ -126,7 +126,7 @@ def _held_targets(dataset: Any) -> Tensor | None:
         return torch.cat([part for part in parts if part is not None]) if all(p is not None for p in parts) else None
     if isinstance(dataset, list | tuple):
         return _as_tensor([item[1] for item in dataset if isinstance(item, list | tuple) and len(item) > 1])
-    if isinstance(dataset, Subset | Indexed):  # any other wrapper may filter the items, or change them
+    if isinstance(dataset, Subset | Indexed):  # any other wrapper may filter or change the items
         held = _held_targets(dataset.dataset)
         return _at(held, list(dataset.indices)) if isinstance(dataset, Subset) and held is not None else held
     for name in ("targets", "labels"):
@@ -141,5 +141,5 @@ def _as_tensor(values: Any) -> Tensor | None:
         values = torch.stack(values) if all(value.shape == values[0].shape for value in values) else None
     try:
         return None if values is None or callable(values) else torch.as_tensor(values).cpu()
-    except (TypeError, ValueError, RuntimeError):  # names, or objects
+    except (TypeError, ValueError, RuntimeError):  # targets that are names or objects
         return None

@@ -31,49 +31,49 @@ from lightning_uq.tasks import describe
 
 Select = Literal["auto", "marginal_likelihood", "held_out"]
 MIN_HELD_OUT = 20
-"""Held-out rows from which ``select="auto"`` uses them."""
+"""The number of held-out rows from which ``select="auto"`` uses them."""
 MAX_BYTES = 4 * 2**30
-"""Memory that the second moments of all outputs and members may take."""
+"""The largest memory for the second moments of all outputs and members, in bytes."""
 
 
 _OF_DRAWS = ("link", "num_samples", "seed")
-"""Arguments that only say how the posterior is used."""
+"""Arguments that only affect how the posterior is used."""
 
 
 class FitLaplace(FeatureCallback):
-    """A Laplace approximation of the last linear layer after training: epistemic uncertainty of any network with a linear head.
+    """A Laplace approximation of the last linear layer after training: epistemic uncertainty for any network with a linear head.
 
-    One pass over the training data gives a Gaussian over the layer's weights, about the trained ones (generalised Gauss-Newton), in float64.
-    The other layers stay as they are. On any number of ranks the numbers are those of one. Predictions then become:
+    One pass over the training data gives a Gaussian over the layer's weights, centered on the trained ones (generalized Gauss-Newton), in float64.
+    The other layers do not change. The result is the same on any number of ranks. Predictions then become:
 
-    - means (``Regression(head="mean")``, or an unmodified regressor): a :class:`GaussianMixturePrediction`, one Gaussian per network. Its
-      variance is s^2 + phi^T Sigma phi, a noise s^2 per target and the ``epistemic_variance`` of features phi. All in the units of the targets;
-    - means and variances: their variance grows by phi^T Sigma phi, where training rows counted by 1 / sigma^2(x);
-    - logits of classes or of labels: ``num_samples`` rows of logits, each by one draw of the weights that all inputs share, so that joint
-      predictions are coherent; or one row that is scaled down by its variance. Of classes, the curvature is a Kronecker product.
+    - means (``Regression(head="mean")``, or an unmodified regressor): a :class:`GaussianMixturePrediction` with one Gaussian per network. Its
+      variance is s^2 + phi^T Sigma phi: a noise s^2 per target and the ``epistemic_variance`` of features phi, in the units of the targets;
+    - means and variances: the variance grows by phi^T Sigma phi. Training rows are weighted by 1 / sigma^2(x);
+    - logits of classes or labels: ``num_samples`` rows of logits, one per draw of the weights. All inputs share the draws, so joint
+      predictions are coherent. Or, with ``link="probit"``, one row scaled down by its variance. For classes, the curvature is a Kronecker product.
 
-    The metrics of a test of this package's modules are those of the changed predictions, and so are those of callbacks on held-out rows behind
-    this one, such as the coverage of :class:`ConformalIntervals`. The loss, the ``uq/test_*`` of a temperature, and the scores that
-    :class:`OODDetection` reads off predictions are not. A temperature in the same Trainer acts on the changed predictions, but was fitted
-    without that change. With :class:`OODDetection` the score ``laplace`` is among those logged: of logits the mutual information of target and
-    weights; of numbers the epistemic variance, the mean over targets (of means in units of the noise) and over an ensemble's members. An
+    The test metrics of this package's modules are those of the changed predictions, and so are those of later callbacks on held-out
+    rows, such as the coverage of :class:`ConformalIntervals`. The change does not affect the loss, the ``uq/test_*`` of a temperature, or the
+    scores that :class:`OODDetection` computes from predictions. A temperature in the same Trainer acts on the changed predictions, but is fitted
+    to unchanged ones. :class:`OODDetection` logs the score ``laplace``: for logits, the mutual information of target and
+    weights; for numbers, the mean epistemic variance over targets (of means, in units of the noise) and over an ensemble's members. An
     ensemble has one posterior per member.
 
     Args:
-        select: How the prior precision, and the noise of means, are chosen. ``"marginal_likelihood"``: by that of the training rows, in closed
-            form. ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: the noise of means by held-out rows, if there are at
-            least 20, since a network that overfits has larger errors there; the prior of logits by held-out rows, which it needs, since
-            the marginal likelihood of a network that fits all its labels is no guide; all others by the marginal likelihood.
-        held_out: Rows that the network was not trained on; by default the one validation loader.
-        link: What becomes of logits: ``"samples"``, or ``"probit"``, MacKay's correction.
-        num_samples: Rows of logits; of an ensemble in all, or a few more.
+        select: How to choose the prior precision and the noise of means. ``"marginal_likelihood"``: by that of the training rows, in closed
+            form. ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: for means, the noise by held-out rows, if there are at
+            least 20, since a network that overfits has larger errors there. For logits, the prior by held-out rows, which are then required, since
+            the marginal likelihood misleads for a network that fits all its labels. The rest by the marginal likelihood.
+        held_out: Rows that the network was not trained on; by default the only validation loader.
+        link: How logits change: ``"samples"``, or ``"probit"`` for MacKay's correction.
+        num_samples: Number of rows of logits; for an ensemble in total, rounded up to equal numbers per member.
         seed: Seed of the draws.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``task``, ``attach`` and
-            the like.
+            others.
 
     Raises:
-        InputError: At the start of the training, if the outputs are not those of one linear layer (an activation behind it, masks, a
-            prior network), or stand for something else, such as quantiles or maps; for a ``pool``; for missing targets or held-out rows.
+        InputError: At the start of the training, if the outputs are not those of one linear layer (because of an activation after it, masks, or a
+            prior network) or mean something else, such as quantiles or maps; for a ``pool``; for missing targets or held-out rows.
 
     Source: MacKay, Neural Computation 4 (1992); Daxberger et al., NeurIPS 2021 (arXiv 2106.14806); Bigi et al., arXiv 2403.02251.
 
@@ -105,32 +105,32 @@ class FitLaplace(FeatureCallback):
         check_choice("link", link, ("samples", "probit"))
         check_integer("num_samples", num_samples, 1)
         if self.features.pool is not None:
-            raise InputError("FitLaplace reads the last layer's own input, so it takes no `pool`. Leave it out.")
+            raise InputError("FitLaplace always uses the input of the last layer, so leave out `pool`.")
         if held_out is not None and select == "marginal_likelihood":
-            raise InputError("`held_out` is for `select='held_out'`, but it is 'marginal_likelihood'. Leave it out.")
+            raise InputError("`held_out` cannot be used with select='marginal_likelihood'. Leave it out.")
         self.select = select
         self.held_out = HeldOutRows(held_out)
         self.link = link
         self.num_samples = num_samples
         self.seed = seed
         self.layer = LastLayerReader(self.features, type(self).__name__)
-        self._kind: type[LaplaceOutputs] | None = None  # that the first batch before a training showed
+        self._kind: type[LaplaceOutputs] | None = None  # from the first batch before a training
         self._transform: LaplaceTransform | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         return {**super().settings, "select": self.select}
 
     # ------------------------------------------------------------------ before the training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for held-out rows before the training, where they are read after it."""
+        """Check for held-out rows before the training, if the fit needs them."""
         self.held_out.forget()
         self._kind = None
         super().on_fit_start(trainer, pl_module)
         is_number = self.logits.task(pl_module).has_numeric_targets
-        # The usual kind, if the first batch could not be looked at.
+        # The usual kind, if the first batch could not be read.
         kind = self._kind or (Means if is_number else Classes)
         loader = self._held_out_loader(trainer, pl_module, kind)
         if loader is not None and can_be_reread(loader):
@@ -140,21 +140,21 @@ class FitLaplace(FeatureCallback):
             self.features.reset()
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
-        """Look whether the outputs are those of the layer, and have a Laplace approximation here."""
+        """Check that the layer makes the outputs, and that they have a Laplace approximation."""
         outputs, _ = self._read(model, batch, trainer, None)
         self._kind = type(outputs)
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Numbers are looked at, since their noise is fitted."""
+        """True for numbers, since their noise is fitted to the targets."""
         return self.logits.task(model).has_numeric_targets
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
-        """Targets must be ones that the task knows."""
+        """Check that the task accepts every target."""
         check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
 
     def preview(self, prediction: Prediction) -> Prediction:
-        """A Gaussian in place of means, and draws in place of one row of logits."""
+        """A Gaussian instead of means, or draws instead of one row of logits."""
         kind = kind_of(prediction)
         return (
             prediction if kind is None else kind.preview(prediction, self.num_samples if self.link == "samples" else 1)
@@ -163,7 +163,7 @@ class FitLaplace(FeatureCallback):
     # ------------------------------------------------------------------ fitting
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """Each member's posterior."""
+        """The posterior of each member."""
         outputs, sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
         posteriors = outputs.posteriors(sums, [weight[outputs.rows] for weight in self.layer.weights(model)])
         held_out = self._held_out_loader(trainer, model, type(outputs))
@@ -194,21 +194,23 @@ class FitLaplace(FeatureCallback):
     def _chosen(
         self, model: nn.Module, outputs: LaplaceOutputs, posteriors: list[LastLayerPosterior], sums: Sums
     ) -> list[LastLayerPosterior]:
-        """By held-out rows, if there are enough."""
+        """The posteriors chosen by held-out rows, if there are enough."""
         fewest = int(sums["known"].min())
         has_choice = self.select == "auto" and outputs.has_noise
         if has_choice and fewest < MIN_HELD_OUT:
             self._report_lack(model, f"there are {fewest} held-out rows, fewer than {MIN_HELD_OUT}")
             return posteriors
         if not fewest:
-            raise InputError(f"{self.held_out.where}, need a known value of each target, but hold none.")
+            raise InputError(
+                f"{self.held_out.where} must have a known value of each target, but one target is missing in all rows."
+            )
         return outputs.chosen(posteriors, sums, keeps_prior=has_choice)
 
     def _held_out_loader(self, trainer: Trainer | None, model: nn.Module, kind: type[LaplaceOutputs]) -> Any:
-        """The held-out rows' loader; None where none are read, or the marginal likelihood will do without them.
+        """The loader of held-out rows; None if they are not used, or the marginal likelihood can replace them.
 
         Raises:
-            InputError: They are needed.
+            InputError: Held-out rows are needed, but there are none.
         """
         if self.select == "marginal_likelihood" or not (self.select == "held_out" or self._reads_held_out(kind)):
             return None
@@ -230,7 +232,7 @@ class FitLaplace(FeatureCallback):
     def _report_lack(self, model: nn.Module, reason: str) -> None:
         report_guess(
             f"FitLaplace fits the noise to the training rows, by their marginal likelihood: {reason}. Networks that overfit have larger "
-            "errors on other rows: pass those as `held_out`, or say so: `select='marginal_likelihood'`.",
+            "errors on other rows. Pass other rows as `held_out`, or accept this with `select='marginal_likelihood'`.",
             model,
         )
 
@@ -242,7 +244,7 @@ class FitLaplace(FeatureCallback):
         of_rows: Callable[[LaplaceOutputs, LastLayerRows], Sums],
         of_held_out: LaplaceOutputs | None = None,
     ) -> tuple[LaplaceOutputs, Sums]:
-        """What the outputs mean, and sums over a loader's rows on all ranks, on the CPU. A collective."""
+        """The kind of outputs, and sums over the rows of a loader on all ranks, on the CPU. A collective."""
         outputs, total = of_held_out, Sums()
         with raising_on_all_ranks(trainer):
             for raw in loader:
@@ -252,9 +254,9 @@ class FitLaplace(FeatureCallback):
                     total[name] = total[name] + value.cpu() if name in total else value.cpu()
         own = {name: value.shape for name, value in total.items()} or None
         shared: list[Any] = first_of_ranks([own, outputs, self.features.resolved], trainer)
-        shapes, outputs, layer = shared  # a rank without a row takes part with zeros
+        shapes, outputs, layer = shared  # a rank without rows contributes zeros
         if shapes is None or outputs is None:
-            what = "FitLaplace's fitting data is" if of_held_out is None else f"{self.held_out.where}, are"
+            what = "FitLaplace's fitting data are" if of_held_out is None else f"{self.held_out.where} are"
             raise InputError(f"{what} empty.")
         self.features.reset(layer)
         if trainer is not None and trainer.world_size > 1:
@@ -272,7 +274,7 @@ class FitLaplace(FeatureCallback):
         *,
         needs_target: bool = False,
     ) -> tuple[LaplaceOutputs, LastLayerRows]:
-        """A batch at the last layer, and what its outputs mean: ``outputs`` if that is known."""
+        """A batch at the last layer, and the kind of its outputs, which is ``outputs`` if known."""
         rows = self.layer(model, batch, trainer)
         if outputs is None:
             outputs = self._outputs_of(model, rows)
@@ -286,7 +288,7 @@ class FitLaplace(FeatureCallback):
         return outputs, rows
 
     def _outputs_of(self, model: nn.Module, rows: LastLayerRows) -> LaplaceOutputs:
-        """What the outputs mean.
+        """The kind of outputs.
 
         Raises:
             InputError: They have no Laplace approximation here.
@@ -294,8 +296,8 @@ class FitLaplace(FeatureCallback):
         kind = kind_of(rows.prediction, rows.outputs.shape[2])
         if kind is None:
             raise InputError(
-                f"FitLaplace needs outputs that are means, means and variances, or logits of classes or labels, one row per input, but "
-                f"{describe(self.logits.task(model))} reads them as a {type(rows.prediction).__name__}."
+                f"FitLaplace supports outputs that are means, means and variances, or logits of classes or labels, with one row per input, but "
+                f"{describe(self.logits.task(model))} makes a {type(rows.prediction).__name__} of them."
             )
         (members, _, num_features), num = rows.features.shape, rows.outputs.shape[2]
         size = 8 * members * kind.num_sums(num_features, num)
@@ -306,7 +308,7 @@ class FitLaplace(FeatureCallback):
             )
         if self.held_out.given is not None and not (self._reads_held_out(kind) or self.select == "held_out"):
             raise InputError(
-                f"`held_out` would not be read: of {describe(self.logits.task(model))}, select='auto' chooses the prior by the marginal likelihood. "
+                f"`held_out` would not be used: for {describe(self.logits.task(model))}, select='auto' chooses the prior by the marginal likelihood. "
                 "Leave it out, or pass `select='held_out'`."
             )
         if not isinstance(rows.prediction, NumberPrediction):
@@ -324,13 +326,13 @@ class FitLaplace(FeatureCallback):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "FitLaplace":
-        """A callback with a saved state, which draws as that of the fit did: what :func:`load_fitted` uses."""
+        """A callback with a saved state, which draws the same samples as the fit, for :func:`load_fitted`."""
         laplace = cls(**{name: state["tensors"][name] for name in _OF_DRAWS})
         laplace._set(state["tensors"], None)
         return laplace
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Make the transform that the fitted tensors describe."""
+        """Build the transform from the fitted tensors."""
         super().restore_tensors(tensors)
         self._transform = None
         if tensors is None:
@@ -347,10 +349,10 @@ class FitLaplace(FeatureCallback):
         )
 
     def transform(self) -> LaplaceTransform:
-        """Predictions know what the weights leave open.
+        """The transform that adds the uncertainty of the weights to predictions.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         if self._transform is None:
             raise NotFittedError("FitLaplace is not fitted: train with it, or call `fit(model, loader)`.")
@@ -365,7 +367,7 @@ class FitLaplace(FeatureCallback):
         """The prediction for inputs or a batch, without a Trainer.
 
         Raises:
-            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
+            NotFittedError: The callback is not fitted, or was fitted on other weights than those of ``model``.
             NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"``.
         """
         self.check_fitted(model)

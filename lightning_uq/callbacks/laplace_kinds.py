@@ -1,4 +1,4 @@
-"""Which kind of outputs of a last layer a prediction is made of."""
+"""The kinds of last-layer outputs, by the predictions made of them."""
 
 from lightning_uq.callbacks.laplace_logits import Classes, Labels, OneLogit
 from lightning_uq.callbacks.laplace_numbers import Gaussians, Means
@@ -15,11 +15,11 @@ KINDS: dict[str, type[LaplaceOutputs]] = {kind.name: kind for kind in (Means, Ga
 
 
 def kind_of(prediction: Prediction, num_outputs: int | None = None) -> type[LaplaceOutputs] | None:
-    """The kind of outputs that a prediction [M, B, ...] is made of; None if there is no Laplace approximation of them here.
+    """The kind of outputs of which a prediction [M, B, ...] is made; None if there is no Laplace approximation for it.
 
     Args:
-        prediction: The members' prediction.
-        num_outputs: How many outputs per input it is made of, if that is known.
+        prediction: The prediction of the members.
+        num_outputs: The number of outputs per input, if known.
     """
     if prediction.map_shape:
         return None

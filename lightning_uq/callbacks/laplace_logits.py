@@ -1,4 +1,4 @@
-"""Logits as outputs of a last layer with a Laplace approximation: of labels, of one label, of classes."""
+"""Logits as last-layer outputs with a Laplace approximation: of labels, of one label, and of classes."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class Labels(LaplaceOutputs):
         return {"moments": weighted_moments(rows.features, p * (1 - p))}
 
     def nll(self, rows: LastLayerRows, member: int, variance: Tensor) -> Tensor:
-        """Of the sigmoid of logits that are scaled down by their variance."""
+        """The NLL of the sigmoid of logits that are scaled down by their variance."""
         assert rows.target is not None
         target = rows.target.reshape(variance.shape).to(variance)
         logits = rows.outputs[member] * laplace.probit_scale(variance)
@@ -32,11 +32,11 @@ class Labels(LaplaceOutputs):
         return torch.where(target.isnan(), 0.0, losses).sum(0)
 
     def mutual_information(self, logits: Tensor) -> Tensor:
-        """The sum over labels."""
+        """The sum over labels of the mutual information."""
         return bernoulli_mutual_information(logits).sum(-1)
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
-        """Logits that are scaled down by their variance."""
+        """The prediction of logits that are scaled down by their variance."""
         return prediction.map_logits(
             lambda logits: logits * laplace.probit_scale(variance).reshape(logits.shape).to(logits)
         )
@@ -48,16 +48,16 @@ class OneLogit(Labels):
     name = "one logit"
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
-        """The logit scaled down by its variance."""
+        """The prediction of the logit scaled down by its variance."""
         return prediction.map_logits(lambda logits: logits * laplace.probit_scale(variance).to(logits))
 
     def moved(self, logits: Tensor, deviations: Tensor) -> Tensor:
-        """Logits [0, l] with l moved."""
+        """Logits [0, l] with deviations added to l."""
         return logits + F.pad(deviations, (1, 0))
 
 
 class Classes(LaplaceOutputs):
-    """Logits of classes: the curvature of the softmax couples them, so it is a Kronecker product."""
+    """Logits of classes. The curvature of the softmax couples them, so it is a Kronecker product."""
 
     name = "classes"
     has_logits = True
@@ -66,7 +66,7 @@ class Classes(LaplaceOutputs):
 
     @classmethod
     def num_sums(cls, num_features: int, num_outputs: int) -> int:
-        """One matrix of the features, and one of the classes."""
+        """The size of one matrix of the features and one of the classes."""
         return num_features**2 + num_outputs**2
 
     def sums(self, rows: LastLayerRows) -> Sums:
@@ -79,25 +79,25 @@ class Classes(LaplaceOutputs):
         }
 
     def directions(self, sums: Sums, member: int, num_outputs: int) -> tuple[Tensor, Tensor]:
-        """Those of the mean curvature."""
+        """Eigenvalues and eigenvectors of the mean curvature."""
         return laplace.softmax_directions(sums["curvature"][member] / sums["count"])
 
     def nll(self, rows: LastLayerRows, member: int, variance: Tensor) -> Tensor:
-        """Of the softmax of logits that are scaled down by their variance: [1]."""
+        """The NLL of the softmax of logits that are scaled down by their variance: [1]."""
         assert rows.target is not None
         logits = _scaled_down(rows.outputs[member], variance)
         target = rows.target.to(logits) if rows.target.is_floating_point() else rows.target.long()
         return F.cross_entropy(logits, target, reduction="sum").reshape(1)
 
     def mutual_information(self, logits: Tensor) -> Tensor:
-        """Of the class and the weights."""
+        """The mutual information of the class and the weights."""
         return mutual_information(logits)
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
-        """Logits that are scaled down by their variance."""
+        """The prediction of logits that are scaled down by their variance."""
         return prediction.map_logits(lambda logits: _scaled_down(logits, variance.to(logits)))
 
 
 def _scaled_down(logits: Tensor, variance: Tensor) -> Tensor:
-    """Logits about their mean, each scaled down by its variance [..., C]."""
+    """Centered logits, each scaled down by its variance [..., C]."""
     return (logits - logits.mean(-1, keepdim=True)) * laplace.probit_scale(variance)

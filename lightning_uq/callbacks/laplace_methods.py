@@ -1,4 +1,4 @@
-"""Laplace approximations as rows of the comparison, one per plain network."""
+"""Laplace approximations as methods of the comparison, one per plain network."""
 
 from lightning.pytorch import Callback
 

@@ -1,4 +1,4 @@
-"""Numbers as outputs of a last layer with a Laplace approximation: means, with or without a variance."""
+"""Numbers as last-layer outputs with a Laplace approximation: means, with or without a variance."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ from lightning_uq.predictions import GaussianMixturePrediction, PointPrediction,
 
 
 class Means(LaplaceOutputs):
-    """One mean per target; the noise of each target is a constant that is fitted too.
+    """One mean per target. The noise of each target is a constant, which is also fitted.
 
-    Where targets are missing, a target that was known in a share of the rows counts that share of their second moments.
+    If targets are missing, the second moments of a target are those of all rows times the share of rows where it is known.
     """
 
     name = "means"
@@ -26,17 +26,17 @@ class Means(LaplaceOutputs):
 
     @classmethod
     def num_sums(cls, num_features: int, num_outputs: int) -> int:
-        """All targets share one matrix."""
+        """The size of one matrix, which all targets share."""
         return num_features**2
 
     def residuals(self, rows: LastLayerRows) -> Tensor:
-        """Target less mean [M, B, O] in the network's units; NaN where the target is missing."""
+        """Target minus mean [M, B, O] in the network's units; NaN where the target is missing."""
         assert rows.target is not None
         target = rows.target.reshape(rows.outputs.shape[1:])
         return (target - self.shift.to(target.device)) / self.scale.to(target.device) - rows.outputs
 
     def known(self, rows: LastLayerRows) -> Tensor:
-        """Where the target is no NaN."""
+        """1 where the target is not NaN."""
         return torch.ones_like(rows.outputs[0]).masked_fill(self.residuals(rows)[0].isnan(), 0.0)
 
     def sums(self, rows: LastLayerRows) -> Sums:
@@ -51,10 +51,10 @@ class Means(LaplaceOutputs):
         }
 
     def posteriors(self, sums: Sums, weights: Sequence[Tensor]) -> list[LastLayerPosterior]:
-        """Noise and prior precision by the marginal likelihood."""
+        """Posteriors whose noise and prior precision maximize the marginal likelihood."""
         if not bool((sums["known"] > 0).all()):
             raise InputError(
-                "FitLaplace needs rows with a known value of each target, but one target is missing in all."
+                "FitLaplace needs rows with a known value of each target, but one target is missing in all of them."
             )
         share = sums["known"] / sums["count"]
         found = []
@@ -69,7 +69,7 @@ class Means(LaplaceOutputs):
         return found
 
     def held_out_sums(self, rows: LastLayerRows, posteriors: Sequence[LastLayerPosterior]) -> Sums:
-        """What the best noise under each candidate follows from."""
+        """Sums that determine the best noise for each candidate."""
         errors, logs, known = [], [], self.known(rows)
         for m, posterior in enumerate(posteriors):
             posterior = to_device(posterior, rows.features.device)
@@ -86,7 +86,7 @@ class Means(LaplaceOutputs):
     def chosen(
         self, posteriors: Sequence[LastLayerPosterior], sums: Sums, *, keeps_prior: bool = False
     ) -> list[LastLayerPosterior]:
-        """Noise and prior precision by the likelihood of held-out rows, or the noise alone."""
+        """Posteriors whose noise, and prior precision unless kept, maximize the likelihood of held-out rows."""
         found = []
         for m, posterior in enumerate(posteriors):
             _, alpha = self._candidates(posterior)
@@ -106,7 +106,7 @@ class Means(LaplaceOutputs):
         return scaled, laplace.candidates(scaled.amax())
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
-        """A Gaussian per member: its variance is the noise, and what the weights leave open."""
+        """A Gaussian per member, whose variance is the noise plus that of the weights."""
         point: PointPrediction = prediction  # type: ignore[assignment]
         mean = point.member_mean
         own = _in_units(variance, self.scale, mean)
@@ -125,10 +125,10 @@ class Means(LaplaceOutputs):
 
 
 class Gaussians(Means):
-    """A mean and a variance per target: rows count by the inverse of their variance."""
+    """A mean and a variance per target. Rows are weighted by the inverse of their variance."""
 
     name = "gaussians"
-    has_noise = False  # the network says it
+    has_noise = False  # the network predicts it
 
     def variance(self, rows: LastLayerRows) -> Tensor:
         """The network's variances [M, B, O], in its own units."""
@@ -146,20 +146,20 @@ class Gaussians(Means):
     held_out_sums = LaplaceOutputs.held_out_sums
 
     def nll(self, rows: LastLayerRows, member: int, variance: Tensor) -> Tensor:
-        """Under the sum of both variances."""
+        """The NLL with the sum of both variances."""
         total = self.variance(rows)[member] + variance
         squared = self.residuals(rows)[member].square()
         return torch.where(squared.isnan(), 0.0, 0.5 * (total.log() + squared / total)).sum(0)
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
-        """The members' variances grow by what the weights leave open."""
+        """The prediction with members' variances increased by that of the weights."""
         gaussian: GaussianMixturePrediction = prediction  # type: ignore[assignment]
         own = _in_units(variance, self.scale, gaussian.member_mean)
         return gaussian.replace(member_variance=gaussian.member_variance + own, member_epistemic_variance=own)
 
     @classmethod
     def preview(cls, prediction: Prediction, num_samples: int) -> Prediction:
-        """The prediction as it is, with a part of its variance of 0."""
+        """The prediction with an additional variance of 0."""
         gaussian: GaussianMixturePrediction = prediction  # type: ignore[assignment]
         return gaussian.replace(member_epistemic_variance=torch.zeros_like(gaussian.member_variance))
 
@@ -167,6 +167,6 @@ class Gaussians(Means):
 
 
 def _in_units(variance: Tensor, scale: Tensor, like: Tensor) -> Tensor:
-    """Variances [M, B, O] in the units of the predictions, in the shape of ``like``; NaN where it is."""
+    """Variances [M, B, O] in the units and the shape of the predictions ``like``; NaN where ``like`` is NaN."""
     found = (variance * scale.to(variance).square()).reshape(like.shape).to(like.dtype)
     return torch.where(like.isnan(), like, found)

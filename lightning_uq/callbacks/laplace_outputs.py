@@ -1,4 +1,4 @@
-"""What the outputs of a last layer mean to its Laplace approximation: their curvature, how precisions are chosen, what predictions become."""
+"""The base of the kinds of last-layer outputs: curvature, choice of precisions, and changed predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from lightning_uq.functional.laplace import LastLayerPosterior
 from lightning_uq.predictions import Prediction
 
 Sums = dict[str, Tensor]
-"""Sums over rows, by name; the first axis is the members'."""
+"""Sums over rows, by name. The first axis is that of the members."""
 
 
 class LaplaceOutputs(ABC):
-    """One kind of outputs.
+    """One kind of outputs of a last layer.
 
     Args:
-        rows: Which of the layer's outputs they are [O].
-        shift: What an output of 0 predicts [O]; 0 for logits.
+        rows: Their indices among the layer's outputs [O].
+        shift: The prediction of an output of 0 [O]; 0 for logits.
         scale: Units of the prediction per unit of the network [O]; 1 for logits.
 
     Attributes:
-        needs_target: Whether a fit to training rows reads their targets.
+        needs_target: Whether a fit to training rows uses their targets.
         has_noise: Whether the noise of the targets is fitted.
-        has_logits: Whether predictions are of logits, which can be drawn. Only held-out rows choose their prior well: a network that fits
-            all training labels has next to no curvature, so that by the marginal likelihood its logits vary far too much.
+        has_logits: Whether predictions are of logits, which can be sampled. Only held-out rows choose their prior well: a network that fits
+            all training labels has almost no curvature, so the marginal likelihood lets its logits vary far too much.
         shares_precision: Whether all outputs share one prior precision.
-        per_decade: Candidates of a prior precision per factor of ten, for held-out rows.
+        per_decade: Number of candidate prior precisions per factor of ten, for held-out rows.
     """
 
     name: ClassVar[str]
@@ -49,15 +49,15 @@ class LaplaceOutputs(ABC):
 
     @classmethod
     def num_sums(cls, num_features: int, num_outputs: int) -> int:
-        """How many numbers :meth:`sums` holds per member, apart from vectors."""
+        """The number of values that :meth:`sums` holds per member, apart from vectors."""
         return num_features**2 * num_outputs
 
     @abstractmethod
     def sums(self, rows: LastLayerRows) -> Sums:
-        """The sums over training rows that a posterior follows from: ``moments`` [M, K, P, P] and others."""
+        """The sums over training rows that determine a posterior: ``moments`` [M, K, P, P] and others."""
 
     def posteriors(self, sums: Sums, weights: Sequence[Tensor]) -> list[LastLayerPosterior]:
-        """Each member's posterior under the prior precision of the largest marginal likelihood, from the layer's weights [O, P]."""
+        """The posterior of each member with the prior precision that maximizes the marginal likelihood, given the layer's weights [O, P]."""
         found = []
         for m, weight in enumerate(weights):
             values, vectors = laplace.eigen(sums["moments"][m])
@@ -72,7 +72,7 @@ class LaplaceOutputs(ABC):
         return torch.ones(num_outputs, dtype=torch.float64), torch.eye(num_outputs, dtype=torch.float64)
 
     def held_out_sums(self, rows: LastLayerRows, posteriors: Sequence[LastLayerPosterior]) -> Sums:
-        """Sums over held-out rows that :meth:`chosen` reads: here their NLL under each candidate [M, G, O]."""
+        """Sums over held-out rows for :meth:`chosen`: by default, their NLL under each candidate [M, G, O]."""
         nll = []
         for m, posterior in enumerate(posteriors):
             posterior = to_device(posterior, rows.features.device)
@@ -86,9 +86,9 @@ class LaplaceOutputs(ABC):
     def chosen(
         self, posteriors: Sequence[LastLayerPosterior], sums: Sums, *, keeps_prior: bool = False
     ) -> list[LastLayerPosterior]:
-        """The posteriors under the prior precision that gives held-out rows the largest likelihood.
+        """The posteriors with the prior precision that maximizes the likelihood of held-out rows.
 
-        With ``keeps_prior`` they choose the noise alone, at the ratio of prior and noise that the posteriors have.
+        With ``keeps_prior``, only the noise is chosen, at the posteriors' ratio of prior and noise.
         """
         found = []
         for posterior, nll in zip(posteriors, sums["nll"], strict=True):
@@ -98,22 +98,22 @@ class LaplaceOutputs(ABC):
         return found
 
     def nll(self, rows: LastLayerRows, member: int, variance: Tensor) -> Tensor:
-        """The NLL [O] of held-out rows, if the outputs have variances [B, O]; up to a constant."""
-        raise NotImplementedError  # of kinds that choose in another way
+        """The NLL [O] of held-out rows, up to a constant, if the outputs have variances [B, O]."""
+        raise NotImplementedError  # for kinds that override `chosen`
 
     def known(self, rows: LastLayerRows) -> Tensor:
-        """Which numbers of the target count [B, O], as 0 and 1."""
+        """Mask of the known numbers of the target [B, O], as 0 and 1."""
         return torch.ones_like(rows.outputs[0])
 
     # ------------------------------------------------------------------ predictions
 
     def mutual_information(self, logits: Tensor) -> Tensor:
-        """That of the target and the weights [B], from drawn logits [Z, B, O]."""
-        raise NotImplementedError  # of kinds without logits
+        """The mutual information of the target and the weights [B], from sampled logits [Z, B, O]."""
+        raise NotImplementedError  # for kinds without logits
 
     @abstractmethod
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
-        """The prediction with variances [M, B, O] of its outputs, and noise [M, O], in the network's units."""
+        """The prediction with variances [M, B, O] of its outputs and noise [M, O], in the network's units."""
 
     def moved(self, logits: Tensor, deviations: Tensor) -> Tensor:
         """Logits [Z, B, ...] with deviations [Z, B, O] added."""
@@ -121,16 +121,16 @@ class LaplaceOutputs(ABC):
 
     @classmethod
     def preview(cls, prediction: Prediction, num_samples: int) -> Prediction:
-        """A prediction in the type that it is changed to; logits are drawn ``num_samples`` times."""
+        """A prediction in the type that it will have; logits are sampled ``num_samples`` times."""
         return prediction.map_logits(lambda logits: logits.repeat_interleave(draws_each(num_samples, len(logits)), 0))
 
     def score(self, variance: Tensor, noise: Tensor) -> Tensor:
-        """The out-of-distribution score [B], from the same."""
+        """The out-of-distribution score [B], from the variances and the noise."""
         return variance.mean((0, 2))
 
 
 def draws_each(num_samples: int, num_members: int) -> int:
-    """Draws of each member's weights, so that there are ``num_samples`` in all or a few more."""
+    """The number of draws per member, so that there are at least ``num_samples`` in total."""
     return -(-num_samples // num_members)
 
 

@@ -1,4 +1,4 @@
-"""Predictions that know what the weights of the last layer leave open."""
+"""The transform that adds the uncertainty of the last layer's weights to predictions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ Link = Literal["samples", "probit"]
 
 
 class LaplaceTransform(PredictionTransform):
-    """Adds the epistemic variance of the last layer to means, or draws logits from its posterior.
+    """Adds the epistemic variance of the last layer to means, or samples logits from its posterior.
 
     Args:
         layer: Name of the last layer.
-        outputs: What its outputs mean.
+        outputs: The kind of its outputs.
         posteriors: One per member.
-        has_bias: Whether the layer has one.
-        link: What becomes of logits: ``"samples"`` or ``"probit"``.
-        num_samples: Draws of logits in all.
-        seed: Seed of the draws, which are the same for all inputs.
+        has_bias: Whether the layer has a bias.
+        link: How logits change: ``"samples"`` or ``"probit"``.
+        num_samples: The total number of draws of logits.
+        seed: Seed of the draws, which all inputs share.
     """
 
     kind = "laplace"
@@ -54,16 +54,16 @@ class LaplaceTransform(PredictionTransform):
         self._weights: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_weights": None}  # drawn again from the seed
+        return {**self.__dict__, "_weights": None}  # redrawn from the seed
 
     @contextmanager
     def observing(self, module: nn.Module) -> Iterator[Change]:
-        """Records the features of the forward pass."""
+        """Record the features of the forward pass."""
         with self.features.recording(module) as features:
             yield lambda prediction: self.changed(prediction, features())
 
     def changed(self, prediction: Prediction, features: Tensor) -> Prediction:
-        """The prediction of inputs with features [M, B, D]."""
+        """The changed prediction of inputs with features [M, B, D]."""
         if self.link == "samples" and self.outputs.has_logits:
             moved = prediction.map_logits(
                 lambda logits: self.outputs.moved(self._repeated(logits), self._deviations(features, logits.dtype))
@@ -104,7 +104,7 @@ class LaplaceTransform(PredictionTransform):
 
     @property
     def weights(self) -> Tensor:
-        """Deviations of the weights [M, S, O, P], in float32; drawn once, and before a graph is made, which cannot draw the same ones."""
+        """Deviations of the weights [M, S, O, P] in float32. They are drawn once, before an export, since a graph cannot draw the same ones."""
         if self._weights is None:
             with torch.inference_mode(False):  # a later pass may need gradients
                 self._weights = self._drawn()
@@ -127,7 +127,7 @@ class LaplaceTransform(PredictionTransform):
         held, dtype = self.posteriors[0].mean, wide_dtype(device)
         if held.device == device and held.dtype == dtype:
             return
-        # A float64 tensor does not move to a device without it.
+        # Convert on the CPU: a device without float64 accepts no float64 tensor.
         on_cpu = [to_device(one, torch.device("cpu")) for one in self.posteriors]
         self.posteriors = [LastLayerPosterior(*(t.to(dtype).to(device) for t in one)) for one in on_cpu]
         self._weights = None

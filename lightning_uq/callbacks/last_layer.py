@@ -1,4 +1,4 @@
-"""Batches at the last linear layer of a network, whose outputs must be the network's."""
+"""Reads batches at a network's last linear layer, which must make the network's outputs."""
 
 from dataclasses import dataclass
 
@@ -20,11 +20,11 @@ class LastLayerRows:
 
     Attributes:
         features: Features with a 1 for the bias [M, B, P].
-        outputs: Outputs [M, B, O] in the network's units: the means [M, B, D], of a horizon [M, B, H D], or the logits.
-        index: Which of the layer's outputs they are [O].
+        outputs: Outputs [M, B, O] in the network's units: the logits, or the means [M, B, D], or [M, B, H D] for a horizon.
+        index: Their indices among the layer's outputs [O].
         raw: All outputs [M, B, ...], as the network returns them.
         prediction: The members' prediction.
-        target: The target, in the shape in which a loss compares it with the outputs; None if it was not asked for.
+        target: The target, in the shape of the outputs in a loss; None if it was not requested.
     """
 
     features: Tensor
@@ -39,8 +39,8 @@ class LastLayerReader:
     """Reads batches at the linear layer that makes the outputs.
 
     Args:
-        features: Reads the layer's input.
-        name: Of the callback, for errors.
+        features: Reader of the layer's input.
+        name: Name of the callback, for errors.
     """
 
     def __init__(self, features: FeatureReader, name: str) -> None:
@@ -51,13 +51,13 @@ class LastLayerReader:
         """A batch at the last layer.
 
         Raises:
-            InputError: The layer is not linear, its features hold NaN, or the outputs are not those that it makes.
+            InputError: The layer is not linear, its features hold NaN, or it does not make the outputs.
             NotFiniteError: The outputs hold NaN or infinity.
         """
         logits = self.features.logits
         logits.look_at_task(model, batch, trainer)
         if self.features.found is None:
-            self.features(model, batch, trainer)  # which finds the layer
+            self.features(model, batch, trainer)  # finds the layer
         with self.features.recording(model, trainer) as recorded:
             raw = logits(model, batch, trainer)
         features = recorded()
@@ -65,7 +65,7 @@ class LastLayerReader:
         wrong = [one for one in self.features.layers(model) if not isinstance(one, nn.Linear)]
         if wrong:
             raise InputError(
-                f"{self.name} needs a linear layer that makes the outputs, but {layer!r} is a {type(wrong[0]).__name__}. Name a "
+                f"{self.name} needs a linear layer that makes the outputs, but {layer!r} is a {type(wrong[0]).__name__}. Pass the name of a "
                 "linear layer as `feature_layer`."
             )
         if not bool(features.isfinite().all()):
@@ -77,15 +77,15 @@ class LastLayerReader:
         rows = to_float64(features)
         rows = with_bias(rows) if self.has_bias(model) else rows
         is_softmax = isinstance(prediction, CategoricalPrediction) and raw.shape == prediction.logits.shape
-        if not self._makes(model, rows, raw, up_to_constant=is_softmax):
+        if not self._makes_outputs(model, rows, raw, up_to_constant=is_softmax):
             raise InputError(
-                f"The outputs of {type(model).__name__} are not those of layer {layer!r}, so its weights do not tell how uncertain they "
-                "are. Name the linear layer that makes the outputs as `feature_layer`, without an activation, a rescaling or a sampled "
-                "part behind it (`Regression(target_scale=...)` rescales targets)."
+                f"{self.name} needs the layer that makes the outputs of {type(model).__name__}, but {layer!r} does not. Pass the name of the "
+                "linear layer that makes them as `feature_layer`, without an activation, a rescaling or a sampled part after it "
+                "(`Regression(target_scale=...)` rescales targets)."
             )
         index = torch.arange(raw[0, 0].numel()).reshape(raw.shape[2:])
         if isinstance(prediction, NumberPrediction) and index.ndim:
-            index = index[..., : prediction.target_shape[-1]]  # the means; variances follow them
+            index = index[..., : prediction.target_shape[-1]]  # the means; the variances follow
         outputs = to_float64(raw).reshape(*raw.shape[:2], -1)[..., index.flatten()]
         return LastLayerRows(rows, outputs, index.flatten(), raw, prediction)
 
@@ -94,7 +94,7 @@ class LastLayerReader:
         return all(layer.bias is not None for layer in self.features.layers(model))
 
     def weights(self, model: nn.Module) -> list[Tensor]:
-        """The weights of each member's layer, with the bias in the last column [O, P], in float64 on the CPU."""
+        """The weights of each member's layer [O, P], with the bias as the last column, in float64 on the CPU."""
         found = []
         for layer in self.features.layers(model):
             assert isinstance(layer, nn.Linear)
@@ -102,8 +102,8 @@ class LastLayerReader:
             found.append(to_float64(torch.cat(columns, 1)).cpu())
         return found
 
-    def _makes(self, model: nn.Module, rows: Tensor, raw: Tensor, *, up_to_constant: bool) -> bool:
-        """Whether the outputs are W phi + b, for a softmax up to a number that all logits of an input share."""
+    def _makes_outputs(self, model: nn.Module, rows: Tensor, raw: Tensor, *, up_to_constant: bool) -> bool:
+        """Whether the outputs are W phi + b; for a softmax, up to a constant that all logits of an input share."""
         weights = torch.stack(self.weights(model)).to(rows.device)
         found = to_float64(raw).reshape(*raw.shape[:2], -1)
         if len(found) != len(rows) or found.shape[-1] != weights.shape[1]:
@@ -115,7 +115,7 @@ class LastLayerReader:
 
 
 def _tolerance(raw: Tensor) -> float:
-    """How far outputs may be from those in float64, relative to the sum of absolute terms: by the precision that they show."""
+    """The tolerated deviation of outputs from float64, relative to the sum of absolute terms, by their apparent precision."""
     if any(bool((raw == raw.to(half).to(raw.dtype)).all()) for half in (torch.bfloat16, torch.float16)):
         return 2**-6
     return 1e-3 if raw.dtype == torch.float32 else 1e-6  # TF32 rounds to 2^-11

@@ -1,4 +1,4 @@
-"""From a ``-uq.ckpt`` back to a network, with what was fitted after training inside."""
+"""Loads a ``-uq.ckpt`` as a plain network with the fitted states built in."""
 
 import copy
 import inspect
@@ -45,33 +45,33 @@ def load_fitted(
     task: Task | str | None = None,
     nonfinite: NonFinite = "error",
 ) -> FittedNetwork | FittedPredictor:
-    """A plain module from what callbacks fitted after the training: densities, calibrations, posteriors, sets and intervals. No Trainer needed.
+    """A plain module with the states of fitted callbacks: densities, calibrations, posteriors, sets and intervals. No Trainer is needed.
 
-    Called with inputs it gives a dictionary: of classifiers calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] of several labels), and, where
-    they were fitted, ``prediction_set`` and ``answered``; of regressors what ``prediction.to_dict()`` names, such as ``mean``,
-    ``variance``, ``conformal_lower`` and ``conformal_upper`` [B, D]; where a density was fitted ``log_density`` and its callback's
-    ``ood_score``. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of those that
-    the states were fitted on.
+    The module returns a dictionary. A classifier returns calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] for several labels) and, if
+    fitted, ``prediction_set`` and ``answered``. A regressor returns the entries of ``prediction.to_dict()``, such as ``mean``,
+    ``variance``, ``conformal_lower`` and ``conformal_upper`` [B, D]. A fitted density adds ``log_density`` and its callback's
+    ``ood_score``. ``torch.export`` can export the whole module. The weights are those of the file; they are checked against the
+    fingerprint of the weights of the fit.
 
     Args:
-        path: The ``-uq.ckpt``; it is read with ``weights_only=True``.
-        network: The module that was trained, with any weights (a copy of it takes the file's), or the network inside, whose
-            names in the file may lie below one common prefix, such as ``model.``. None: the class that wrote the file is
-            imported and built from its hyper-parameters. Of a module of this package, ``network`` may also be what its own
-            argument ``network`` takes.
-        states: Keys of the states to put inside, where the file holds several calibrations, or several densities.
-        predict_fn: The ``predict_fn(model, x)`` that the callbacks had, where they had one.
-        output: The ``output`` that they had, where it was a function.
-        pool: The ``pool`` of the density, where it was a function.
-        task: The ``task`` that the callbacks had, where it is your own class, or has a function among its fields; the file holds any other.
-        nonfinite: What an input row with NaN or infinity gives: see :class:`~lightning_uq.networks.fitted.FittedNetwork`.
+        path: The ``-uq.ckpt``; it is loaded with ``weights_only=True``.
+        network: The trained module, with any weights (the file's are loaded into a copy), or the network inside it. The network's
+            names in the file may have one common prefix, such as ``model.``. None: the class that wrote the file is
+            imported and built from its hyper-parameters. For a module of this package, ``network`` may also be anything that
+            its own argument ``network`` accepts.
+        states: Keys of the states to build in, if the file holds several calibrations or densities.
+        predict_fn: The ``predict_fn(model, x)`` of the callbacks, if they had one.
+        output: The ``output`` of the callbacks, if it was a function.
+        pool: The ``pool`` of the density, if it was a function.
+        task: The ``task`` of the callbacks, if it is your own class or has a function as a field. The file holds any other task.
+        nonfinite: How an input row with NaN or infinity is treated: see :class:`~lightning_uq.networks.fitted.FittedNetwork`.
 
     Returns:
         The module, in evaluation mode, on the CPU.
 
     Raises:
-        InputError: The file cannot be read or holds no such state; the network cannot be built, or is another; the weights
-            are not those that the states were fitted on.
+        InputError: The file cannot be read or holds no such state; the network cannot be built or does not match; the weights
+            are not those of the fit.
 
     Example:
         >>> load_fitted("missing-uq.ckpt")
@@ -81,11 +81,11 @@ def load_fitted(
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
-            f"`path` must name a checkpoint, but its type is {type(path).__name__}. Call `load_fitted(path, network)`."
+            f"`path` must be the path of a checkpoint, but its type is {type(path).__name__}. Call `load_fitted(path, network)`."
         )
     chosen = _choose(fitted_states(path), states, path)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The checkpoint holds what .* fitted")  # which is put inside
+        warnings.filterwarnings("ignore", "The checkpoint holds what .* fitted")  # expected here
         model, prefix, beside = _model(path, network)
     current = _fingerprint(model, prefix, beside)
     for key, state in chosen.items():
@@ -99,17 +99,17 @@ def load_fitted(
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:
-    """At most one state of each kind, by key."""
+    """The states to build in, by key: at most one of each kind."""
     usable = {key: state for key, state in found.items() if kind_of(key, state) is not None}
     if wanted is not None:
         unknown = [key for key in ([wanted] if isinstance(wanted, str) else wanted) if key not in usable]
         if isinstance(wanted, str) or unknown:
             came = repr(wanted) if isinstance(wanted, str) else unknown[0]
-            raise InputError(f"`states` must be a list of keys among {list(usable)}, but it is {came}.")
+            raise InputError(f"`states` must be a list of keys from {list(usable)}, but it is {came}.")
         usable = {key: usable[key] for key in wanted}
     if not usable:
         raise InputError(
-            f"{path} holds nothing that goes into a network, but {list(found)}. Only these callbacks themselves compute their "
+            f"{path} holds no state that can be built into a network, but {list(found)}. Only these callbacks themselves can compute their "
             "results."
         )
     by_kind: dict[str | None, list[str]] = {}
@@ -117,12 +117,14 @@ def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Pat
         by_kind.setdefault(kind_of(key, state), []).append(key)
     for kind, several in by_kind.items():
         if len(several) > 1:
-            raise InputError(f"{path} holds several states of {kind}: {several}. Name one in argument `states`.")
+            raise InputError(
+                f"{path} holds several states of {kind}: {several}. Pass the key of one of them as `states`."
+            )
     return usable
 
 
 def _task(states: Mapping[str, Any], given: Task | None) -> Task | None:
-    """The task that all states were fitted with: the given one, or the file's; None where they had none."""
+    """The task that all states were fitted with: the given one or the file's; None without a task."""
     held = {key: _held_task(state) for key, state in states.items()}
     texts = {
         key: state["settings"].get("task") if (own := held[key]) is None else describe(own)
@@ -133,11 +135,11 @@ def _task(states: Mapping[str, Any], given: Task | None) -> Task | None:
         if text == (None if found is None else describe(found)):
             continue
         is_default = found is not None and describe(found) == describe(Classification())
-        if text is None and (is_default or kind_of(key, states[key]) == "density"):  # features depend on no task
+        if text is None and (is_default or kind_of(key, states[key]) == "density"):  # features do not depend on a task
             continue
         if given is None and found is not None:
             raise InputError(
-                f"The states in the file were fitted with different tasks: {texts}. Name those of one task in argument `states`."
+                f"The states in the file were fitted with different tasks: {texts}. Pass the keys of one task as `states`."
             )
         advice = "leave argument `task` out" if text is None or held[key] else "pass it as argument `task`"
         raise InputError(f"{key} was fitted with {'no `task`' if text is None else f'task={text}'}: {advice}.")
@@ -145,7 +147,7 @@ def _task(states: Mapping[str, Any], given: Task | None) -> Task | None:
 
 
 def _held_task(state: Mapping[str, Any]) -> Task | None:
-    """The task that a state names; None where it names none, or one that a file cannot hold."""
+    """The task that a state stores, or None, also for a task that a file cannot hold."""
     if state["inferred_task"] is not None:
         return INFERABLE[state["inferred_task"]]
     return None if state["task"] is None else task_from_config(state["task"])
@@ -155,14 +157,14 @@ def _held_task(state: Mapping[str, Any]) -> Task | None:
 
 
 def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, dict[str, Tensor]]:
-    """The module with the file's weights, the prefix below which its names lie there, and what lies beside it."""
+    """The module with the file's weights, the prefix of its names in the file, and the remaining weights."""
     checkpoint = read_checkpoint(path)
     written_by = checkpoint.get(WRITTEN_BY, {})
     if network is None or (written_by.get("is_ours") and not is_uncertainty_module(network)):
         return _rebuilt(path, checkpoint, network), "", {}
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"`network` must be a torch.nn.Module, but its type is {type(network).__name__}. A factory is for files of this package's "
+            f"`network` must be a torch.nn.Module, but its type is {type(network).__name__}. A factory works only for files of this package's "
             "own modules."
         )
     model = copy.deepcopy(network)
@@ -190,7 +192,7 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
 
 @contextmanager
 def _misfit(path: str | Path) -> Iterator[None]:
-    """Turn torch's error about weights into one that names the argument."""
+    """Turn torch's error about weights into one about ``network``."""
     try:
         yield
     except RuntimeError as error:
@@ -199,26 +201,26 @@ def _misfit(path: str | Path) -> Iterator[None]:
 
 
 def _class_name(written_by: Mapping[str, Any]) -> str:
-    """The name of the class that wrote a file, without its module: that is another one in a notebook."""
+    """The name of the class that wrote a file, without its Python module, which may differ in a notebook."""
     return str(written_by.get("class_path")).rpartition(".")[2]
 
 
 def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | None) -> nn.Module:
-    """An instance of the class that wrote the file, from its hyper-parameters."""
+    """An instance of the class that wrote the file, built from its hyper-parameters."""
     written_by = checkpoint.get(WRITTEN_BY, {})
     name = written_by.get("class_path")
-    hint = "Pass argument `network`, an instance of it with any weights."
+    hint = "Pass an instance of it with any weights as `network`."
     if name is None:
-        raise InputError(f"{path} does not say which module wrote it. {hint}")
+        raise InputError(f"{path} does not name the class of the module that wrote it. {hint}")
     try:
         found = import_object(name)
     except InputError as error:
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
     if not inspect.isclass(found) or not issubclass(found, nn.Module):
-        raise InputError(f"{path} names {name} as its module, which it is not. {hint}")
+        raise InputError(f"{path} was written by {name}, which is not a torch.nn.Module here. {hint}")
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     check_complete(path, checkpoint, given, hint)
-    if not written_by.get("is_ours"):  # ours save all
+    if not written_by.get("is_ours"):  # this package's modules save all arguments
         _check_arguments(path, checkpoint, found, hint)
     try:
         if not is_subclass(found, LightningModule):
@@ -229,16 +231,18 @@ def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | No
         return rebuilt
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error
+        raise InputError(
+            f"{path} was written by {name}, which cannot be built from the file: {reason} {hint}"
+        ) from error
 
 
 def _check_arguments(path: str | Path, checkpoint: dict[str, Any], kind: type[nn.Module], hint: str) -> None:
-    """Refuse a class with arguments that the file does not hold: their defaults may be others, as an activation that no weights tell."""
+    """Reject a class with arguments that the file lacks. Their defaults may differ, for instance in an activation without weights."""
     if kind.__init__ in [base.__init__ for base in both(LightningModule)]:
-        return  # it takes none
+        return  # no arguments
     parameters = inspect.signature(kind).parameters.values()
     saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    whole = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME)  # the one argument that takes them all
+    whole = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME)  # the argument that takes all of them
     lacking = [
         one.name
         for one in parameters
@@ -248,13 +252,13 @@ def _check_arguments(path: str | Path, checkpoint: dict[str, Any], kind: type[nn
     ]
     if lacking:
         raise InputError(
-            f"{path} was written by {kind.__module__}.{kind.__qualname__}, which cannot be built from it: the file does not hold its arguments "
+            f"{path} was written by {kind.__module__}.{kind.__qualname__}, which cannot be built from the file: it lacks the arguments "
             f"{', '.join(lacking)}. {hint}"
         )
 
 
 def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Tensor:
-    """The fingerprint of the whole that a network below a prefix, and what lies beside it, were part of."""
+    """The fingerprint of the whole model, of which the network below ``prefix`` and the weights ``beside`` it are parts."""
     whole = model
     for part in reversed([part for part in prefix.split(".") if part]):
         outer = nn.Module()

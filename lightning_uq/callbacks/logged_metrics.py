@@ -1,4 +1,4 @@
-"""The metrics that a callback logs of the predictions of a test."""
+"""The metrics of test predictions that a callback logs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,27 +24,27 @@ from lightning_uq.running.ranks import first_of_ranks, raise_on_all_ranks
 from lightning_uq.tasks import Task
 
 When = Literal["", "_calibrated"]
-"""Which predictions a metric belongs to, as the end of its name."""
+"""The kind of predictions that a metric scores, as the suffix of its name."""
 
 
 Predict = Callable[[nn.Module, Any, Trainer, bool], tuple[Tensor, Mapping[When, Prediction]]]
-"""``predict(model, batch, trainer, check)`` gives outputs [Z, B, ...] of a batch and the predictions that are scored."""
+"""``predict(model, batch, trainer, check)`` returns outputs [Z, B, ...] of a batch and the predictions to score."""
 
 
 class LoggedMetrics:
     """Metrics of the test batches of each loader, on any number of ranks.
 
-    The test is the user's own, so a loader with a batch that cannot be scored, such as one without labels, only goes without them; one line
-    says why. The ranks decide that together when the test ends, so no rank waits for another.
+    The test belongs to the user, so a batch that cannot be scored, such as one without labels, is no error: its loader gets no metrics, and a
+    message gives the reason. The ranks decide this together at the end of the test, so no rank waits for another.
 
     Args:
-        reader: How the model's batches are read.
-        predict: Makes the predictions that are scored.
-        metrics: ``metrics(task, when)`` gives the metrics of one kind of prediction by name.
-        who: The callback, for messages.
+        reader: Reader of the model's batches.
+        predict: Makes the predictions to score.
+        metrics: ``metrics(task, when)`` returns the metrics of one kind of predictions by name.
+        who: Name of the callback, for messages.
         whens: The kinds of predictions.
-        per_sample: Whether metrics see whole maps rather than their positions.
-        needs_targets: Whether metrics read targets. Without them, they see whole predictions, and zeros [B].
+        per_sample: Whether metrics get whole maps rather than their positions.
+        needs_targets: Whether metrics use targets. If not, they get whole predictions and zeros [B].
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class LoggedMetrics:
         self._reasons: dict[int, str] = {}
 
     def keep(self, batch: Any) -> None:
-        """Copy a batch: what the test step does to it in place is not what is scored."""
+        """Copy a batch, since the test step may change it in place."""
         self._batch = own_batch(batch)
 
     def update(self, trainer: Trainer, model: LightningModule, batch_idx: int, loader_idx: int) -> None:
-        """Score the batch that was kept."""
+        """Score the stored batch."""
         batch, self._batch = self._batch, None
         if batch is None or loader_idx in self._reasons or self._error is not None:
             return
@@ -87,7 +87,7 @@ class LoggedMetrics:
         except Exception as error:
             if trainer.world_size == 1:
                 raise
-            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+            self._error = error  # raised on all ranks at the end; raised here, the other ranks would wait forever
 
     def _score(
         self, trainer: Trainer, model: LightningModule, batch: Any, loader: Any, batch_idx: int, loader_idx: int
@@ -119,7 +119,7 @@ class LoggedMetrics:
         return self._metrics[loader_idx, when]
 
     def compute(self, trainer: Trainer, model: LightningModule) -> dict[str, Tensor]:
-        """The values of all ranks' rows, by name: ``test_nll``, ``test_nll_calibrated``, ... A collective."""
+        """The values over all ranks, by name: ``test_nll``, ``test_nll_calibrated``, ... A collective."""
         raise_on_all_ranks(self._error, trainer)
         num_loaders = len(loader_list(trainer.test_dataloaders))
         reasons = first_of_ranks([self._reasons.get(i) for i in range(num_loaders)], trainer)
@@ -135,14 +135,14 @@ class LoggedMetrics:
         return values
 
     def log(self, trainer: Trainer, model: LightningModule, prefix: str) -> None:
-        """Log the values below a prefix, at the end of a test. A collective."""
+        """Log the values with a prefix, at the end of a test. A collective."""
         for name, value in self.compute(trainer, model).items():
-            # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+            # Every rank has the same value; `sync_dist` only avoids a warning of Lightning.
             model.log(f"{prefix}{name}", value.float(), batch_size=1, sync_dist=True, add_dataloader_idx=False)
 
 
 def log_fitted(trainer: Trainer, prefix: str, numbers: Mapping[str, float]) -> None:
-    """Log what was fitted, after a training: to the Trainer's loggers and its ``callback_metrics``. An infinite threshold is no number for them."""
+    """Log fitted numbers after a training, to the Trainer's loggers and ``callback_metrics``. Infinite values are skipped."""
     named = {f"{prefix}{name}": value for name, value in numbers.items() if math.isfinite(value)}
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
     for logger in trainer.loggers:

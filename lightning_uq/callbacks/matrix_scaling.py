@@ -8,13 +8,13 @@ from lightning_uq.functional.matrix_scaling import fit_matrix_scaling
 
 
 class MatrixScaling(Calibration):
-    """An affine map of log-probabilities, with a ridge towards the fitted temperature, on any LightningModule that classifies.
+    """An affine map of log-probabilities, with a ridge towards the fitted temperature, for any LightningModule that classifies.
 
-    It moves probability between classes that the network confuses, which a temperature cannot. The ridge on the weights between
-    classes, on each class's own scale and on the biases follows the numbers of rows and classes; five-fold validation
-    likelihood may choose a weaker or stronger one, or the temperature alone, see
-    :func:`~lightning_uq.functional.matrix_scaling.fit_matrix_scaling`. Applied to the log of the mean probabilities: members
-    stay as they are. It exports, to ONNX too.
+    Unlike a temperature, it can move probability between classes that the network confuses. The ridge on the weights between
+    classes, on each class's own scale and on the biases depends on the numbers of rows and classes. Five-fold
+    cross-validated likelihood may choose a weaker or stronger ridge, or the temperature alone: see
+    :func:`~lightning_uq.functional.matrix_scaling.fit_matrix_scaling`. It acts on the log of the mean probabilities, so the
+    members do not change. It can be exported, also to ONNX.
 
     Args:
         fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of
@@ -42,7 +42,7 @@ class MatrixScaling(Calibration):
         """Weights, bias, floor and 1 / T [C + 3, C] in float64, for :func:`~lightning_uq.functional.matrix_scaling.apply_matrix_scaling`.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         return self._get()
 

@@ -1,4 +1,4 @@
-"""What the callbacks share that calibrate predicted distributions of numbers: their checks, and what a test logs."""
+"""Checks and test metrics shared by the callbacks that calibrate predicted distributions of numbers."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ from lightning_uq.tasks import Task, describe
 
 
 def check_state(who: str, name: str, tensors: dict[str, Any] | None) -> None:
-    """Refuse a fitted state without the one tensor of a callback.
+    """Reject a fitted state without the callback's one tensor.
 
     Raises:
-        InputError: It is not there.
+        InputError: The tensor is missing.
     """
     if tensors is not None and not isinstance(tensors.get(name), Tensor):
-        raise InputError(f"A fitted state of {who} needs `{name}`, but it holds {sorted(tensors)}.")
+        raise InputError(f"The fitted state of {who} needs the tensor `{name}`, but it holds {sorted(tensors)}.")
 
 
 def check_numeric(task: Task, who: str) -> None:
-    """Refuse a task without numbers.
+    """Reject a task without numbers.
 
     Raises:
-        InputError: It has none.
+        InputError: The task does not predict numbers.
     """
     if not task.has_numeric_targets:
         raise InputError(
@@ -37,21 +37,21 @@ def check_numeric(task: Task, who: str) -> None:
 
 
 def check_numbers(prediction: Prediction) -> NumberPrediction:
-    """The prediction, as one of numbers.
+    """The prediction, typed as one of numbers.
 
     Raises:
-        InputError: It is another.
+        InputError: The prediction is not of numbers.
     """
     if not isinstance(prediction, NumberPrediction):
-        raise InputError(f"`prediction` must be of numbers, but it is a {type(prediction).__name__}.")
+        raise InputError(f"`prediction` must predict numbers, but it is a {type(prediction).__name__}.")
     return prediction
 
 
 def check_rows(prediction: Prediction) -> NumberPrediction:
-    """The prediction, as rows of numbers.
+    """The prediction, typed as rows of numbers.
 
     Raises:
-        InputError: It is another, or holds maps.
+        InputError: The prediction is not of numbers, or holds maps.
     """
     numbers = check_numbers(prediction)
     if numbers.map_shape:
@@ -60,18 +60,18 @@ def check_rows(prediction: Prediction) -> NumberPrediction:
 
 
 def check_known(values: Tensor, target: Tensor) -> None:
-    """Refuse what is not finite, but for a NaN where the target is missing, too.
+    """Reject values that are not finite, except a NaN where the target is missing.
 
     Raises:
         InputError: A prediction is NaN or infinite, or a target is infinite.
     """
     known = ~target.reshape(values.shape).isnan().to(values.device)
     if bool(target.isinf().any()) or not bool(torch.where(known, values, 0.0).isfinite().all()):
-        raise InputError("`prediction` and `target` must be finite, or a target NaN where it is missing.")
+        raise InputError("`prediction` and `target` must be finite, except missing targets, which are NaN.")
 
 
 def distribution_metrics(task: Task, when: When) -> dict[str, Metric]:
-    """The task's test metrics of a distribution; of means, the scores of a Gaussian after the change alone."""
+    """The task's test metrics of a distribution. For means, they are those of a Gaussian, only after the change."""
     own = {name: metric for name, metric in task.metrics("test").items() if name not in ("rmse", "mae")}
     if own or when == "":
         return own

@@ -1,4 +1,4 @@
-"""How well scores tell out-of-distribution inputs from the test set, for any classifier under the Trainer."""
+"""Measures how well scores separate out-of-distribution inputs from the test set, for any classifier."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,60 +28,60 @@ from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
 
 DEFAULT_SCORES = ("predictive_entropy", "max_softmax", "energy")
-"""What is scored of a module that names no score of its own: what one row of logits can give."""
+"""The default scores of a module without a score of its own, computed from one row of logits."""
 
 
 class OODDetection(Callback):
-    """Test how well scores tell other data sets from the test set: for any LightningModule that classifies.
+    """Tests how well scores separate other data sets from the test set, for any LightningModule that classifies.
 
-    While the module is tested, each in-distribution batch is scored too; after the last one, the loaders of ``ood`` are
-    read. The module's ``test_step`` never sees these. For each of them and each score, these are logged (and returned by
-    ``trainer.test``), higher scores meaning more out of distribution:
+    Each in-distribution batch is scored during the test. After the last one, the loaders of ``ood`` are
+    read; the module's ``test_step`` never gets their batches. For each loader and each score, these metrics are logged (and returned by
+    ``trainer.test``). Higher scores mean more out of distribution.
 
     - ``ood_auroc/<name>/<score>``: area under the ROC curve;
-    - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with either kind as the positive one;
-    - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are, or, with
-      ``fpr95_positive="out"``, share of the test set flagged where 95 % of the out-of-distribution inputs are.
+    - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with out- or in-distribution as the positive class;
+    - ``ood_fpr95/...``: the share of out-of-distribution inputs that are accepted when 95 % of the test set is, or, with
+      ``fpr95_positive="out"``, the share of the test set that is flagged when 95 % of the out-of-distribution inputs are.
 
-    Scoring costs one forward pass per batch beside the user's own, in evaluation mode and with an isolated random state, on a
-    copy of the batch as the test step got it: the user's metrics stay what they are. Every sample counts once on any
-    number of ranks. Kept are the scores, one number per sample. ``limit_test_batches`` holds for the ``ood`` loaders too: at
-    most so many batches per rank.
+    Scoring costs one more forward pass per batch, in evaluation mode and with an isolated random state, on a
+    copy of the batch as the test step got it, so the user's metrics do not change. Every sample counts once on any
+    number of ranks. Only the scores are stored, one number per sample. ``limit_test_batches`` also limits the batches per
+    rank of the ``ood`` loaders.
 
-    The out-of-distribution batches go through the same transfer hooks as the test set's, so they should be built alike.
-    Nothing random is averaged away: a loader that augments is scored as it augments. (Under DDP, Lightning lets each rank
-    draw a random sampler of the *test* set on its own; seed them alike with ``seed_everything``.)
+    The out-of-distribution batches pass through the same transfer hooks as those of the test set, so they should have the same structure.
+    Randomness is not averaged: a loader that augments is scored with its augmentation. (Under DDP, each rank
+    draws a random sampler of the *test* set separately; give the ranks the same seed with ``seed_everything``.)
 
     Args:
         ood: The loaders by name, or a function that returns them, called when testing starts. None: the data module's
-            ``ood_dataloaders()``. Read in order, un-shuffled, ``drop_last`` off, shared out over the ranks.
-        scores: Names that the task's predictions score (see ``Task.score_names``) or of an :class:`OODScorer`, functions
+            ``ood_dataloaders()``. They are read in order, without shuffling or ``drop_last``, and divided among the ranks.
+        scores: Names of the scores of the task's predictions (see ``Task.score_names``) or of an :class:`OODScorer`, functions
             ``logits [Z, B, C] -> [B]``, or a mapping from a name to either. None: the module's own ``ood_score`` (or
-            :data:`DEFAULT_SCORES` for a module that has none), and all that other callbacks of the Trainer provide.
-        predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads: logits [B, C], or [Z, B, C] for an ensemble. Default
+            :data:`DEFAULT_SCORES` for a module without one), and all scores of other callbacks of the Trainer.
+        predict_fn: ``predict_fn(model, x)`` returns the input of ``output``: logits [B, C], or [Z, B, C] for an ensemble. By default,
             the module's ``forward``.
-        unpack_batch: ``unpack_batch(batch) -> (x, target)``; of the target, only a map's ``ignore_index`` is looked at. Default ``(x, y)``, a bare ``x`` or
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``; only the ``ignore_index`` of a map's target is used. Default ``(x, y)``, a bare ``x`` or
             a mapping with ``input``.
         output: What the module (or ``predict_fn``) returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function
-            that picks the logits. The first batch is checked. Probabilities and their logarithms have no ``energy`` or ``max_logit``.
-        task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
+            that picks the logits. The first batch is checked. With probabilities or log-probabilities, ``energy`` and ``max_logit`` are unavailable.
+        task: What the outputs of an unmodified module mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
             per input.
-        in_distribution: Where there are several test loaders, the index of the one that is in distribution (the others may
-            be shifted versions of it); None pools them all.
-        level: What is told apart if the predictions are maps, as a segmentation's. "image": each input has two scores, the mean and
-            the largest over its positions, logged as ``<score>/mean`` and ``<score>/max``. "pixel": the positions of the test set
-            against the positions of an ``ood`` loader, logged as ``<score>/pixel``; positions whose target is the task's
-            ``ignore_index`` are left out wherever a batch has targets of the map's shape. Tokens that an ``attention_mask`` or
-            ``src_key_padding_mask`` of the network's input [B, T] marks as padding are left out of both. "pixel" keeps histograms,
-            whose bins are 0.05 % wide, so memory does not grow with the pixels.
-        masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions that hold 1 are out of
-            distribution, all others are left out. Otherwise all positions that count are out of distribution.
-        fpr95_positive: The kind of which ``ood_fpr95`` finds 95 %: "in" or "out". See :class:`~lightning_uq.metrics.OODFPR95` for who
+        in_distribution: The index of the in-distribution test loader, if there are several (the others may
+            be shifted versions of it); None pools all of them.
+        level: For predictions that are maps, such as a segmentation's. "image": each input has two scores, the mean and
+            the maximum over its positions, logged as ``<score>/mean`` and ``<score>/max``. "pixel": the positions of the test set
+            are compared with those of an ``ood`` loader, logged as ``<score>/pixel``. Positions whose target is the task's
+            ``ignore_index`` are skipped if a batch has targets in the map's shape. Tokens that an ``attention_mask`` or
+            ``src_key_padding_mask`` of the network's input [B, T] marks as padding are skipped at both levels. "pixel" stores histograms
+            with a bin width of 0.05 %, so memory does not grow with the number of pixels.
+        masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions with value 1 are out of
+            distribution, and all others are skipped. Without masks, all counted positions are out of distribution.
+        fpr95_positive: The class of which ``ood_fpr95`` accepts 95 %: "in" or "out". :class:`~lightning_uq.metrics.OODFPR95` lists who
             reports which.
 
     Raises:
-        InputError: An argument is not as above; no loader; an empty loader; an output that is no classifier's logits; a
-            score that is NaN. An error on one rank is raised on all.
+        InputError: An argument is invalid; there is no loader, or an empty one; the outputs are not a classifier's logits; a
+            score is NaN. An error on one rank is raised on all.
         UnsupportedError: Under FSDP, DeepSpeed or model parallelism, or with ``test_step(dataloader_iter)``.
 
     Example:
@@ -118,7 +118,7 @@ class OODDetection(Callback):
         self.in_distribution = in_distribution
         check_choice("level", level, ("image", "pixel"))
         if masks and level != "pixel":
-            raise InputError("`masks=True` marks positions, so it needs `level='pixel'`, but `level` is 'image'.")
+            raise InputError("`masks=True` needs `level='pixel'`, but `level` is 'image'.")
         self.level = level
         self.masks = masks
         self._step_input = StepInput()
@@ -135,14 +135,16 @@ class OODDetection(Callback):
     # ------------------------------------------------------------------ without a Trainer
 
     def score(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, Tensor]:
-        """The scores {name: [N]} of a loader's samples, on the CPU: row i is sample i, whatever the loader shuffles.
+        """The scores {name: [N]} of a loader's samples, on the CPU. Row i is sample i, even if the loader shuffles.
 
         Args:
-            model: Any classifier; it runs where its parameters are, and in their precision.
+            model: Any classifier; it runs on the device and in the precision of its parameters.
             loader: A DataLoader or an iterable of batches.
         """
         if self.level == "pixel":
-            raise InputError("`score` gives one number per input, so it needs `level='image'`, but `level` is 'pixel'.")
+            raise InputError(
+                "`score` returns one number per input, so it needs `level='image'`, but `level` is 'pixel'."
+            )
         scored = self._scored(model, None)
         with evaluating(model):
             exact, is_open = exact_loader(loader, name="argument `loader`"), self.read.is_task_open(model)
@@ -152,19 +154,19 @@ class OODDetection(Callback):
     # ------------------------------------------------------------------ hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work before anything runs."""
+        """Reject invalid settings before anything runs."""
         check_strategy(trainer, type(self).__name__)
         self._step_input = StepInput()
         if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
             raise UnsupportedError(
-                "OODDetection does not support `test_step(dataloader_iter)`, under which hooks do not know their batch."
+                "OODDetection does not support `test_step(dataloader_iter)`, which hides batches from hooks."
             )
         self._scored(pl_module, trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the loaders."""
         self._reset()
-        self.read.inferred_task = None  # the test set may be another one
+        self.read.inferred_task = None  # the test set may be a different one
         number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
             raise InputError(
@@ -177,7 +179,7 @@ class OODDetection(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Copy the batch: what the test step does to it in place is not what is scored, nor the other way round."""
+        """Copy the batch, since the test step may change it in place."""
         if self.in_distribution in (None, dataloader_idx):
             self._batch = batches.own_batch(batch)
             self._step_input.start_reading(pl_module, batch, self.read)
@@ -191,7 +193,7 @@ class OODDetection(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the batch just tested."""
+        """Score the batch that was just tested."""
         self._step_input.end(pl_module, "test_step")
         if self.in_distribution not in (None, dataloader_idx) or self._error is not None or self._inside is None:
             return
@@ -209,12 +211,12 @@ class OODDetection(Callback):
         except Exception as error:
             if trainer.world_size == 1:
                 raise
-            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+            self._error = error  # raised on all ranks at the end; raised here, the other ranks would wait forever
         finally:
             self._batch = None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the out-of-distribution loaders, and log."""
+        """Score the out-of-distribution loaders, and log the metrics."""
         inside = self._inside
         if inside is None:
             return
@@ -229,7 +231,7 @@ class OODDetection(Callback):
                 self._score_loader(outside, pl_module, batches_of_rank, trainer)
             for name, scores in outside.merged(trainer, where).items():
                 for metric, value in outside.metrics(reference[name], scores, self.fpr95_positive).items():
-                    # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+                    # Every rank has the same value; `sync_dist` only avoids a warning of Lightning.
                     pl_module.log(f"{metric}/{ood_name}/{name}", value, batch_size=1, sync_dist=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -237,7 +239,7 @@ class OODDetection(Callback):
         self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Name a test set that held nothing, for which Lightning calls no other hook."""
+        """Report an empty test set, for which Lightning calls no other hook."""
         if stage == "test":
             batches.check_not_empty(trainer, stage)
 
@@ -255,7 +257,7 @@ class OODDetection(Callback):
         provider = getattr(getattr(trainer, "datamodule", None), "ood_dataloaders", None)
         if provider is None:
             raise InputError(
-                "OODDetection has no loaders: pass argument `ood={'name': loader}`, or give the data module a method "
+                "OODDetection has no loaders. Pass `ood={'name': loader}`, or give the data module a method "
                 "`ood_dataloaders` that returns them."
             )
         return _check_loaders(provider(), "what `ood_dataloaders` returns")
@@ -263,7 +265,7 @@ class OODDetection(Callback):
     # ------------------------------------------------------------------ scoring
 
     def _scored(self, model: nn.Module, trainer: Trainer | None) -> LoaderScores:
-        """The scores to compute for a model, none computed yet."""
+        """The scores to compute for a model, still empty."""
         callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]
         scorers = [one for one in (model, *callbacks) if isinstance(one, OODScorer)]
         provided = [name for scorer in scorers for name in scorer.ood_score_names]
@@ -278,7 +280,7 @@ class OODDetection(Callback):
             wanted = {name: name for name in dict.fromkeys([*self._default_scores(model, void), *provided])}
             if not wanted:
                 raise InputError(
-                    f"{describe(task)} has no score for one network. Score an ensemble of them, or add a callback that provides a "
+                    f"{describe(task)} has no score for a single network. Score an ensemble, or add a callback with a "
                     "score, such as FitKNN."
                 )
         unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
@@ -286,16 +288,16 @@ class OODDetection(Callback):
             why = ", which needs logits: these outputs are log-probabilities" if unknown[0] in void else ""
             hint = " `FitGMM(feature_transform='raw')` provides it." if unknown[0] == "log_density" else ""
             raise InputError(
-                f"`scores` must hold functions, or names among {', '.join(known)} for {describe(task)}, but it holds "
+                f"`scores` must hold functions or, for {describe(task)}, names from {', '.join(known)}, but it holds "
                 f"{unknown[0]!r}{why}.{hint}"
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
         return (PixelScores if self.level == "pixel" else LoaderScores)(wanted, needed)
 
     def _default_scores(self, model: nn.Module, void: Sequence[str]) -> list[str]:
-        """The scores of the predictions that are taken if none are named: the module's own, or those of its task."""
+        """The default scores of the predictions: the module's own, or those of its task."""
         task, own = self.read.task(model), getattr(model, "ood_score", None)
-        # What a `predict_fn` gives is raw outputs, which may lack the module's own score.
+        # A `predict_fn` returns raw outputs, which may lack the module's own score.
         if isinstance(own, str) and (self.read.predict_fn is None or own in task.score_names):
             return [own]
         if task.needs_members and self.read.predict_fn is None:
@@ -328,13 +330,13 @@ class OODDetection(Callback):
         """Add a batch's scores to ``scored``.
 
         Args:
-            scored: Takes the scores.
+            scored: Collects the scores.
             model: The model.
             batch: The batch.
-            trainer: Its Trainer, if there is one.
-            rows: ``rows(B)`` is the mask of the rows that count, None for all.
-            inside: Whether the batch is of the test set.
-            shows_task: Whether its targets are the model's; those of an ``ood`` loader may be of any kind.
+            trainer: The Trainer, if there is one.
+            rows: ``rows(B)`` is the mask of the rows that count; None counts all.
+            inside: Whether the batch is from the test set.
+            shows_task: Whether its targets are of the model's task; an ``ood`` loader may have any targets.
         """
         all_provided = self.scores is not None and scored.all_provided
         if (
@@ -342,7 +344,7 @@ class OODDetection(Callback):
             and (inside or shows_task)
             and self.read.look_at_task(model, batch, trainer, is_first=scored.is_empty)
         ):
-            scored.restart(self._scored(model, trainer))  # the task tells which scores there are
+            scored.restart(self._scored(model, trainer))  # the task determines the scores
         if inside and scored.is_empty and not scored.all_provided:
             self.read.check_default_task(model, batch)
         with ExitStack() as stack:
@@ -383,7 +385,7 @@ class OODDetection(Callback):
             scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
 
     def _without_alarm(self, model: nn.Module, score: Tensor, outputs: Tensor) -> Tensor:
-        """A score [B, ...], NaN in the rows whose outputs are not finite: they are an error here, not out of distribution."""
+        """A score [B, ...], NaN in rows whose outputs are not finite: here they are an error, not out of distribution."""
         bad = unusable_rows(outputs, self.read.task(model)).reshape(-1, *[1] * (score.ndim - 1))
         return score.masked_fill(bad, torch.nan)
 

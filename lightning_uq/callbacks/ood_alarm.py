@@ -1,4 +1,4 @@
-"""An alarm for inputs out of distribution with a guaranteed rate of false alarms, on any LightningModule."""
+"""An alarm for out-of-distribution inputs with a guaranteed rate of false alarms, for any LightningModule."""
 
 import json
 import math
@@ -35,38 +35,38 @@ from lightning_uq.predictions import Prediction
 from lightning_uq.tasks import Task
 
 MAX_SCORES = 2**16
-"""Rows that are kept by default. Their scores take 512 kB, and p-values are at least 1 / 65,537."""
+"""Default number of rows to keep. Their scores take 512 kB, and p-values are at least 1 / 65,537."""
 
 _VERSION = 1
 
 _ROWS_TO_SHARE = 1000
-"""With so many held-out rows, a density may have been fitted to the same ones: 5.1 % of the inputs then raise an alarm at a rate of 5 %."""
+"""From this number of held-out rows on, a density may be fitted to the same rows: the alarm rate is then 5.1 % instead of 5 %."""
 
 
 class OODAlarm(HeldOutCallback):
-    """Gives each input a p-value and an alarm: at most a share ``false_alarm_rate`` of in-distribution inputs raises one.
+    """Gives each input a p-value and an alarm, which at most a share ``false_alarm_rate`` of in-distribution inputs raises.
 
-    Fitted to the scores of held-out in-distribution rows, without labels: by default the validation data. They must be exchangeable with later in-distribution rows, and neither
-    the network nor the density may be fitted to them. A temperature may, and so may the tails of :class:`FitGMM` and :class:`FitKNN` if there are 1,000 rows or more. For such
-    an input, P(p <= alpha) <= alpha for every alpha, over draws of the held-out rows and the input. How many unknown inputs raise an alarm depends on the score.
+    The alarm is fitted to the scores of held-out in-distribution rows, by default the validation data; it needs no labels. The rows must be exchangeable with later in-distribution rows, and neither
+    the network nor the density may be fitted to them. A temperature may be, and so may the tails of :class:`FitGMM` and :class:`FitKNN` with at least 1,000 rows. For an
+    in-distribution input, P(p <= alpha) <= alpha for every alpha, over draws of the held-out rows and the input. The share of unknown inputs with an alarm depends on the score.
 
-    Predictions carry ``ood_score`` [B] (the score that is judged, in place of any other), ``ood_p_value`` [B], and ``ood_alarm``, bool [B]. An input that is not finite has a p-value of
-    0 and raises an alarm. Scores that differ by less than one part in a million count as equal. A test logs ``uq/test_ood_alarm_rate``, which is about ``false_alarm_rate`` if the test set is in distribution. Callbacks that fit a density or a
-    calibration stand before this one.
+    Predictions carry ``ood_score`` [B] (the tested score, which replaces any other), ``ood_p_value`` [B], and ``ood_alarm``, bool [B]. An input that is not finite has a p-value of
+    0 and raises an alarm. Scores that differ by less than one part in a million count as equal. A test logs ``uq/test_ood_alarm_rate``, which is about ``false_alarm_rate`` if the test set is in distribution.
+    Callbacks that fit a density or a calibration must stand before this one.
 
     Args:
-        score: Name of the score of predictions, higher = further out. None: the ``ood_score`` of the density, if a callback before this one fits one, else the default score of
-            the task, both of which were fixed before any data was seen.
+        score: Name of the score of predictions; higher is further out of distribution. None: the ``ood_score`` of the density, if an earlier callback fits one, or else the default score
+            of the task. Both were chosen before seeing any data.
         false_alarm_rate: Share of in-distribution inputs that may raise an alarm, in (0, 1).
-        delta: None: the rate holds on average over draws of the held-out rows. A number in (0, 1), such as 0.1: it holds for these held-out rows, with a probability of
+        delta: None: the rate holds on average over draws of the held-out rows. A number in (0, 1), such as 0.1: the rate holds for these held-out rows with a probability of
             1 - delta over their draw, so the threshold is higher.
         map_reduction: How a map of scores [B, *P] becomes one score per input: ``"mean"`` or ``"max"`` over its positions.
-        max_rows: The largest number of rows that are kept; above it, a random sample.
+        max_rows: The largest number of rows to keep. If there are more, a random sample is kept.
         fitting: Arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``, ``predict_fn``, ``unpack_batch``, ``output``,
             ``task``, ``attach`` and ``nonfinite``.
 
     Raises:
-        InputError: An argument is not as above, or predictions have no such score.
+        InputError: An argument is invalid, or predictions have no such score.
 
     Source: Bates, Candes, Lei, Romano & Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51 (2023); Vovk, ACML 2012, for ``delta``.
 
@@ -107,35 +107,36 @@ class OODAlarm(HeldOutCallback):
         self.map_reduction: MapReduction = map_reduction
         self._task_score: str | None = None
         self._score_name: str | None = None
-        self._summary: Tensor | None = None  # of the score of features that is judged
+        self._summary: Tensor | None = None  # of the feature score, if that is tested
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         return {**super().settings, **{name: getattr(self, name) for name in self.own_arguments}}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a density behind this one, whose score would not be judged."""
+        """Reject a later density, whose score would not be tested."""
         super().setup(trainer, pl_module, stage)
         ours = post_training_callbacks(trainer)
         later = [one for one in ours[ours.index(self) :] if isinstance(one, FeatureCallback)]
         if later and self.score in (None, "ood_score"):
             raise InputError(
-                f"OODAlarm stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would not judge its score. Swap them, or name "
-                "another `score`."
+                f"OODAlarm stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would not test its score. Swap them, or pass the "
+                "name of another `score`."
             )
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """The scores of the held-out rows; the one that was chosen is told."""
+        """The scores of the held-out rows; a message names a score that was chosen by default."""
         found = super().fit_tensors(model, loader, trainer)
         if self.score is None:
             report_guess(
-                f"OODAlarm judges the score {found['score_name']!r} of predictions. Name another one as `score`.", model
+                f"OODAlarm tests the score {found['score_name']!r} of predictions. Pass `score` to test another one.",
+                model,
             )
         return found
 
     def check_task(self, task: Task) -> None:
-        """Take note of the task's default score."""
+        """Note the task's default score."""
         self._task_score = task.ood_score
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
@@ -146,7 +147,7 @@ class OODAlarm(HeldOutCallback):
             return (input_scores(prediction, name, self.map_reduction),)
         except InputError as error:
             raise InputError(
-                f"OODAlarm finds no score {name!r}: {error} Or put a density, such as FitGMM, before OODAlarm, or name another `score`."
+                f"OODAlarm finds no score {name!r}: {error} Put a density, such as FitGMM, before OODAlarm, or pass another `score`."
             ) from error
 
     def _name_of(self, prediction: Prediction) -> str:
@@ -155,27 +156,27 @@ class OODAlarm(HeldOutCallback):
         if prediction.has("ood_score"):
             if prediction.has("ood_p_value") and not prediction.has("score_summary"):
                 raise InputError(
-                    "`prediction` carries the result of another alarm, whose score took the place of `ood_score`. Name a `score`, or pass predictions "
-                    "without it."
+                    "`prediction` carries the result of another alarm, which replaced its `ood_score`. Pass the name of a `score`, or predictions "
+                    "without that result."
                 )
             return "ood_score"
         if self._task_score is None:
             raise InputError(
-                f"`score` must be given to fit predictions in memory that carry no `ood_score`. A {type(prediction).__name__} has "
+                f"`score` is needed to fit predictions in memory that have no `ood_score`. The scores of a {type(prediction).__name__} are "
                 f"{', '.join(prediction.score_names) or 'none'}."
             )
         return self._task_score
 
     def fit_predictions(self, prediction: Prediction, target: Tensor | None = None, **values: Tensor) -> Self:
-        """Fit predictions of held-out in-distribution rows that are in memory; gives back the callback itself.
+        """Fit predictions of held-out in-distribution rows from memory, and return the callback.
 
         Args:
-            prediction: The predictions, calibrated as later ones will be.
-            target: Ignored: the alarm needs no targets.
-            values: None are taken.
+            prediction: The predictions, calibrated like later ones.
+            target: Ignored, since the alarm needs no targets.
+            values: Not used.
 
         Raises:
-            InputError: They have no such score, or there is none.
+            InputError: The predictions have no such score, or there are none.
         """
         check_prediction(prediction)
         self._task_score = None
@@ -187,22 +188,22 @@ class OODAlarm(HeldOutCallback):
         num_bad = int((~scores.isfinite()).sum())
         if num_bad:
             raise InputError(
-                f"{self._where} must have finite scores, but {num_bad} of {len(scores)} scores {self._score_name!r} are infinite or NaN. Look "
-                "for overflows in the network's outputs, or name another `score`."
+                f"{self._where} must have finite scores, but {num_bad} of {len(scores)} scores {self._score_name!r} are infinite or NaN. Check "
+                "the network's outputs for overflow, or pass another `score`."
             )
         threshold = alarm_threshold(scores, self.false_alarm_rate, self.delta)
         if bool(threshold.isposinf()):
             rate, delta = self.false_alarm_rate, self.delta
             needed = math.ceil(round(1 / rate - 1, 9) if delta is None else math.log(delta) / math.log1p(-rate))
             rank_zero_warn(
-                f"OODAlarm raises no alarm for finite inputs: {len(scores)} held-out rows are too few for false_alarm_rate={rate:g}"
+                f"OODAlarm raises no alarms for finite inputs: {len(scores)} held-out rows are too few for false_alarm_rate={rate:g}"
                 f"{'' if delta is None else f' with delta={delta:g}'}, which needs at least {needed}. Fit more rows, or allow more false alarms."
             )
         if self._summary is not None and _fits_tails_of(scores) and len(scores) < _ROWS_TO_SHARE:
             rank_zero_warn(
                 f"OODAlarm and the density before it were fitted to the same {len(scores)} held-out rows, so somewhat more in-distribution inputs than "
                 f"false_alarm_rate={self.false_alarm_rate:g} will raise an alarm (about 5.8 % instead of 5 % with 100 rows, 5.3 % with 300). Pass other rows as "
-                f"`dataloader` of OODAlarm or as `held_out` of the density, or use {_ROWS_TO_SHARE:,} rows."
+                f"`dataloader` of OODAlarm or as `held_out` of the density, or use at least {_ROWS_TO_SHARE:,} rows."
             )
         summary = {} if self._summary is None else {"summary": self._summary}
         return {"scores": scores, "threshold": threshold, "score_name": self._score_name, **summary}
@@ -212,7 +213,7 @@ class OODAlarm(HeldOutCallback):
         """The score above which an input raises an alarm.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         found: Tensor = self.state["threshold"]
         return found
@@ -222,7 +223,7 @@ class OODAlarm(HeldOutCallback):
         """The scores of the held-out rows [n], ascending, in float64.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         found: Tensor = self.state["scores"]
         return found
@@ -233,24 +234,24 @@ class OODAlarm(HeldOutCallback):
         return {"ood_alarm_threshold": float(self.threshold)}
 
     def transform(self) -> "OODAlarmTransform":
-        """Predictions carry score, p-value and alarm."""
+        """The transform that adds score, p-value and alarm to predictions."""
         state = self.state
         return OODAlarmTransform(
             state["score_name"], self.map_reduction, self.scores, self.threshold, self.carried(), state.get("summary")
         )
 
     def discoveries(self, prediction: Prediction, false_discovery_rate: float = 0.1) -> Tensor:
-        """Which inputs of a batch are out of distribution, so that on average at most this share of those found is not: bool [B].
+        """The out-of-distribution inputs of a batch, bool [B]. On average, at most ``false_discovery_rate`` of them are in distribution.
 
-        The procedure of Benjamini and Hochberg on the batch's p-values, which the held-out rows' size limits: 1 / (n + 1) is the smallest.
+        This is the procedure of Benjamini and Hochberg on the batch's p-values. The number n of held-out rows limits it: the smallest p-value is 1 / (n + 1).
 
         Args:
-            prediction: The predictions of the batch; with or without the alarm's result.
+            prediction: The predictions of the batch, with or without the alarm's result.
             false_discovery_rate: In (0, 1).
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: The prediction has no such score, or is calibrated otherwise than those that were fitted.
+            NotFittedError: The callback is not fitted.
+            InputError: The prediction has no such score, or other calibrations than the fitted ones.
         """
         check_prediction(prediction)
         changed = prediction if prediction.has("ood_p_value") else self.change(prediction)
@@ -260,32 +261,32 @@ class OODAlarm(HeldOutCallback):
         """The share of inputs with an alarm."""
         return {"ood_alarm_rate": OODAlarmRate(validate_args=False)}
 
-    # ------------------------------------------------------------------ from a file, and as text
+    # ------------------------------------------------------------------ files and JSON
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, name: str | None = None) -> Self:
-        """The alarm in a ``-uq.ckpt``, without the model: its :meth:`change` and :meth:`discoveries` work, and :class:`DriftMonitor` takes it.
+        """The alarm from a ``-uq.ckpt``, without the model. Its :meth:`change` and :meth:`discoveries` work, and :class:`DriftMonitor` accepts it.
 
         Args:
-            path: The file, read under ``weights_only=True``.
-            name: The ``name`` of the alarm, where the file holds several.
+            path: The file, loaded with ``weights_only=True``.
+            name: The ``name`` of the alarm, if the file holds several.
 
         Raises:
-            InputError: The file cannot be read, or does not hold one such alarm.
+            InputError: The file cannot be read, or does not hold exactly one such alarm.
         """
         states = {key: one for key, one in fitted_states(path).items() if key.partition("{")[0] == cls.__qualname__}
         found = [key for key in states if name is None or key == cls(name=name).state_key]
         if len(found) != 1:
             raise InputError(
-                f"{path} must hold one alarm{'' if name is None else f' of name {name!r}'}, but it holds {list(states) or 'none'}."
+                f"{path} must hold exactly one alarm{'' if name is None else f' with name {name!r}'}, but it holds {list(states) or 'none'}."
             )
         return cls.of_state(states[found[0]])
 
     def to_json(self) -> str:
-        """The fitted alarm as JSON, without the weights: for a service that has scores or predictions, but no checkpoint.
+        """The fitted alarm as JSON, without the weights, for a service that has scores or predictions but no checkpoint.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         carried = self.carried().tensors
         content = {
@@ -302,10 +303,10 @@ class OODAlarm(HeldOutCallback):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The alarm that :meth:`to_json` wrote: its :meth:`change` and :meth:`discoveries` work, for predictions of the same model.
+        """The alarm that :meth:`to_json` wrote. Its :meth:`change` and :meth:`discoveries` work for predictions of the same model.
 
         Raises:
-            InputError: The text is something else, or a later version of it.
+            InputError: The text is not an alarm, or a later version wrote it.
 
         Example:
             >>> from lightning_uq.predictions import CategoricalPrediction
@@ -330,5 +331,5 @@ class OODAlarm(HeldOutCallback):
 
 
 def _fits_tails_of(scores: Tensor) -> bool:
-    """Whether ascending scores are those of the very rows to which a density's tails were fitted: the highest has a tail of 1 / (n + 1)."""
+    """Whether the tails of a density were fitted to the same rows as these ascending scores: the highest then has a tail of 1 / (n + 1)."""
     return bool((scores[-1] - math.log1p(len(scores))).abs() < 1e-4)

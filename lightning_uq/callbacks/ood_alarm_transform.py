@@ -1,4 +1,4 @@
-"""Predictions that carry an alarm: a score, its p-value, and whether it is above a threshold."""
+"""The transform that adds an alarm to predictions: a score, its p-value, and whether it exceeds a threshold."""
 
 from typing import Literal
 
@@ -14,22 +14,22 @@ from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.transforms import PredictionTransform
 
 ROUNDING = 1e-6
-"""The relative difference below which a score counts as equal to that of a held-out row, as the last digits of float32 differ."""
+"""Scores with a smaller relative difference count as equal, because the last digits of float32 vary."""
 
 MapReduction = Literal["mean", "max"]
-"""How a map of scores becomes one."""
+"""How to reduce a map of scores to one score."""
 
 
 class OODAlarmTransform(PredictionTransform):
     """Adds score, p-value and alarm to predictions.
 
     Args:
-        score_name: The score of predictions.
+        score_name: Name of the predictions' score.
         map_reduction: See :class:`OODAlarm`.
         scores: The scores of the held-out rows [n], ascending.
         threshold: The score above which there is an alarm.
         carried: The calibrations that a prediction must carry.
-        summary: The summary of the fitted score of features, where it is that which is judged.
+        summary: The summary of the fitted feature score, if that is tested.
     """
 
     kind = "OOD alarm"
@@ -53,10 +53,10 @@ class OODAlarmTransform(PredictionTransform):
         self.summary = summary
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with its alarm."""
+        """The prediction with score, p-value and alarm."""
         check_prediction(prediction)
         score = input_scores(prediction, self.score_name, self.map_reduction)
-        if self.score_name not in DENSITY_FIELDS:  # which no calibration changes
+        if self.score_name not in DENSITY_FIELDS:  # calibrations do not change density fields
             self.carried.check(prediction)
         self._check_score(prediction)
         if self.scores.device != score.device:
@@ -65,7 +65,7 @@ class OODAlarmTransform(PredictionTransform):
         summary = prediction._get("score_summary") if self.score_name == "ood_score" else None
         return prediction.replace(
             ood_score=score,
-            score_summary=summary,  # no more, where the score is another one
+            score_summary=summary,  # None, if another score is tested
             ood_p_value=torch.where(infinite, 0.0, p_values_among(lowered, self.scores)),
             ood_alarm=(lowered > self.threshold.to(lowered)) | infinite,
         )
@@ -77,18 +77,18 @@ class OODAlarmTransform(PredictionTransform):
         if found is None:
             if self.score_name == "ood_score" and prediction.has("ood_p_value") and prediction.num_indices is not None:
                 raise InputError(
-                    "This prediction carries the result of another alarm, whose score took the place of the `ood_score` that OODAlarm was fitted to. Pass "
-                    "the prediction without it."
+                    "This prediction carries the result of another alarm, which replaced the `ood_score` that OODAlarm was fitted to. Pass "
+                    "the prediction without that result."
                 )
             return
         if found.shape != self.summary.shape or not torch.allclose(found.cpu(), self.summary, rtol=1e-3, atol=1e-6):
             raise InputError(
-                f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
+                f"OODAlarm was fitted to the `{self.score_name}` of another density or distance than this prediction's. Fit the alarm again."
             )
 
 
 def check_prediction(prediction: object) -> None:
-    """Refuse anything but a prediction; scores in an array need functions alone."""
+    """Reject anything but a prediction. For scores in an array, the functional API suffices."""
     if not isinstance(prediction, Prediction):
         raise InputError(
             f"`prediction` must be a prediction, such as `model.predict(x)`, but it is a {type(prediction).__name__}. For scores without a model, use "
@@ -97,26 +97,26 @@ def check_prediction(prediction: object) -> None:
 
 
 def _lowered(score: Tensor) -> Tensor:
-    """Scores that are equal but for their last digits are equal: those of an ensemble's votes differ so between precisions, devices and graphs."""
+    """Scores lowered by a relative margin, so that differences in the last digits do not count. An ensemble's votes differ that much between precisions, devices and graphs."""
     wide = widen(score)
     return wide * (1 - ROUNDING * wide.sign())
 
 
 def summary_of(prediction: Prediction, name: str) -> Tensor | None:
-    """What tells the fitted score of features that is judged from another one; None where no such score is."""
+    """The summary that identifies the fitted feature score; None if another score is tested."""
     if name not in DENSITY_FIELDS or not prediction.has("score_summary"):
         return None
     return prediction.score_summary
 
 
 def input_scores(prediction: Prediction, name: str, map_reduction: MapReduction) -> Tensor:
-    """One score [B] per input; plus infinity where it is NaN."""
+    """One score [B] per input; plus infinity if it is NaN."""
     try:
         score = prediction.score(name)
     except NotFittedError as error:
         raise NotFittedError(
-            f"OODAlarm judges `{name}`, which this prediction lacks. {error} Put the callback that it was fitted behind, such as FitGMM, before it, "
-            "with `attach=True` if it has it."
+            f"OODAlarm tests `{name}`, which this prediction lacks. {error} Put the callback whose score it was fitted to, such as FitGMM, before it, "
+            "with `attach=True` if OODAlarm has it."
         ) from error
     if score.ndim == 1:
         return score

@@ -1,4 +1,4 @@
-"""Which positions of maps count when they are scored."""
+"""Selects the positions of maps that count for scores."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ def counted_positions(
     by_target: bool,
     is_mask: bool,
 ) -> Tensor | None:
-    """The mask [B, *P] of the positions that count; None for all of them.
+    """The mask [B, *P] of the positions that count; None if all count.
 
-    Targets are not looked at for scores of whole inputs: those of an ``ood`` loader may be missing, and it has to be read as
-    the test set is.
+    Targets are not used for scores of whole inputs, since those of an ``ood`` loader may be missing, and it must be read like
+    the test set.
 
     Args:
-        reader: How the model's batches are read.
+        reader: Reader of the model's batches.
         model: The model.
         batch: The batch.
         shape: [B, *P].
-        tokens: The positions that the network was told are no padding; None where it was not told.
-        by_target: Whether the target tells too.
-        is_mask: Whether the target is a mask of what is out of distribution.
+        tokens: The positions that are not padding, as the network was called; None if it got no mask.
+        by_target: Whether the target also marks positions.
+        is_mask: Whether the target is a mask of the out-of-distribution positions.
 
     Raises:
-        InputError: The target must be a mask, and is none.
+        InputError: The target must be a mask, but is not.
     """
     words = None if tokens is None or list(tokens.shape) != shape else tokens.cpu()
     if not by_target:

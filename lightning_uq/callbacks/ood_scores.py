@@ -1,4 +1,4 @@
-"""Out-of-distribution scores: who provides them, how a loader's are kept, and how well they tell two data sets apart."""
+"""Out-of-distribution scores: providers, storage per loader, and detection metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,16 +21,16 @@ from lightning_uq.functional.score_histogram import (
 from lightning_uq.running.ranks import gather_objects, gather_rows
 
 Score = Callable[[Tensor], Tensor]
-AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str
+AnyScore = Callable[[Any], Any] | str  # the command line takes the first match; a function's path is also a str
 
 
 @runtime_checkable
 class OODScorer(Protocol):
-    """What a callback of the same Trainer, or the module itself, has so that its scores are among those logged.
+    """The interface of a module or callback whose scores :class:`OODDetection` logs.
 
-    The model runs once per batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
-    the function that the context yields is called after it. A name that the prediction also has is then this scorer's. Both
-    must do without collectives: ranks may hold unequal numbers of batches.
+    The model runs once per batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there.
+    The function that the context yields is called after the model. A scorer's name takes precedence over the same name of a prediction.
+    Both methods must not use collectives, since ranks may have different numbers of batches.
 
     Example:
         >>> from contextlib import contextmanager
@@ -55,9 +55,9 @@ class OODScorer(Protocol):
         """Names of the scores, the same on every rank and before the first batch."""
 
     def ood_scores(self, model: Any) -> AbstractContextManager[Callable[[Tensor | None], Mapping[str, Tensor]]]:
-        """A context around one call of the model; it yields ``f(logits [Z, B, C]) -> {name: [B]}``.
+        """A context for one call of the model, which yields ``f(logits [Z, B, C]) -> {name: [B]}``.
 
-        The logits are None for a model, such as a detector, that returns none.
+        The logits are None for a model that does not return any, such as a detector.
         """
 
 
@@ -73,12 +73,12 @@ class LoaderScores:
         self._scores: dict[str, list[Tensor]] = {}
 
     def restart(self, other: "LoaderScores") -> None:
-        """Take the scores that another one computes, before any row was added."""
+        """Replace the scores to compute by those of ``other``, before any row was added."""
         self.wanted, self.scorers = other.wanted, other.scorers
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was added yet."""
+        """Whether no scores were added."""
         return not self._scores
 
     def add(self, name: str, scores: Tensor, counted: Tensor | None = None) -> None:
@@ -87,7 +87,7 @@ class LoaderScores:
         Args:
             name: Their name.
             scores: The scores.
-            counted: The mask [B, *P] of the positions that count, for scores by position; None for all.
+            counted: The mask [B, *P] of the positions that count, for scores by position; None counts all.
 
         Raises:
             InputError: No position of an input counts.
@@ -98,12 +98,12 @@ class LoaderScores:
 
     @property
     def all_provided(self) -> bool:
-        """Whether all of the scores are those of scorers."""
+        """Whether scorers provide all of the scores."""
         provided = {name for scorer in self.scorers for name in scorer.ood_score_names}
         return provided.issuperset(map(str, self.wanted.values()))
 
     def add_provided(self, values: Mapping[str, Tensor], rows: Callable[[int], Tensor | None]) -> None:
-        """Add a batch's scores by their names; ``rows(B)`` is the mask of the rows that count, None for all."""
+        """Add a batch's scores by name; ``rows(B)`` is the mask of the rows that count; None counts all."""
         for name, score in self.wanted.items():
             value = values[str(score)]
             check_score(name, value, list(value.shape))
@@ -111,10 +111,10 @@ class LoaderScores:
             self.add(name, value if keep is None else value[keep.to(value.device)])
 
     def merged(self, trainer: Trainer | None, where: str) -> dict[str, Tensor]:
-        """The scores of all ranks by name. A collective.
+        """The scores of all ranks, by name. A collective.
 
         Raises:
-            InputError: There is none, or one is NaN.
+            InputError: There are no scores, or one is NaN.
         """
         names = self._shared_names(trainer)
         if not names:
@@ -123,29 +123,29 @@ class LoaderScores:
 
     @staticmethod
     def metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive = "in") -> dict[str, Tensor]:
-        """The four numbers that are logged."""
+        """The four logged metrics."""
         return detection_metrics(inside, outside, fpr95_positive)
 
     def _shared_names(self, trainer: Trainer | None) -> list[str]:
-        """The names that were added, on any rank."""
+        """The names that were added on any rank."""
         of_ranks = [names for names in gather_objects(list(self._scores), trainer) if names]
         if any(set(names) != set(of_ranks[0]) for names in of_ranks):
             raise InputError(
-                f"The ranks have different scores: {' and '.join(map(str, of_ranks))}. Pass `output` and `scores`, so that they are the "
+                f"The ranks have different scores: {' and '.join(map(str, of_ranks))}. Pass `output` and `scores`, to make them the "
                 "same on every rank."
             )
         return of_ranks[0] if of_ranks else []
 
     def _merged(self, name: str, trainer: Trainer | None, where: str) -> Tensor:
         rows = torch.cat(self._scores[name]) if name in self._scores else torch.empty(0)
-        if trainer is not None:  # a rank without rows has to agree on device and dtype
+        if trainer is not None:  # a rank without rows needs the same device and dtype
             rows = gather_rows(widen(rows.to(trainer.strategy.root_device)), trainer)
         check_no_nan_score(name, rows, where)
         return rows
 
 
 def _over_positions(name: str, scores: Tensor, counted: Tensor | None) -> dict[str, Tensor]:
-    """The mean and the largest of each input's scores [B, *P], over the positions that count."""
+    """The mean and the maximum of each input's scores [B, *P] over the positions that count."""
     flat = scores.flatten(1)
     if counted is None:
         return {f"{name}/mean": flat.mean(1), f"{name}/max": flat.amax(1)}
@@ -153,14 +153,14 @@ def _over_positions(name: str, scores: Tensor, counted: Tensor | None) -> dict[s
     empty = int((~kept.any(1)).sum())
     if empty:
         raise InputError(
-            f"{empty} inputs of a batch have no score {name!r}, since their mask says that all of their tokens are padding."
+            f"{empty} inputs of a batch have no score {name!r}, because their mask marks all tokens as padding."
         )
     mean = flat.masked_fill(~kept, 0.0).sum(1) / kept.sum(1)
     return {f"{name}/mean": mean, f"{name}/max": flat.masked_fill(~kept, -torch.inf).amax(1)}
 
 
 class PixelScores(LoaderScores):
-    """The scores of one loader's positions, by name: a histogram each, ``<name>/pixel``, whatever their number."""
+    """The scores of one loader's positions, by name: a histogram ``<name>/pixel`` for each, for any number of positions."""
 
     def add(self, name: str, scores: Tensor, counted: Tensor | None = None) -> None:
         """Add the scores of a batch's positions; see :meth:`LoaderScores.add`."""
@@ -176,7 +176,7 @@ class PixelScores(LoaderScores):
 
     @staticmethod
     def metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive = "in") -> dict[str, Tensor]:
-        """The four numbers that are logged, of two histograms."""
+        """The four logged metrics, from two histograms."""
         return {
             "ood_auroc": histogram_auroc(inside, outside),
             "ood_auprc_out": histogram_average_precision(inside, outside, "out"),
@@ -194,7 +194,7 @@ class PixelScores(LoaderScores):
 
 
 def check_score(name: str, value: Any, shape: list[int]) -> None:
-    """Refuse what is no score of each input, or of each position of a map."""
+    """Reject a value that is not a score of each input, or of each position of a map."""
     if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
         came = (
             f"{value.dtype} of shape {list(value.shape)}"
@@ -206,17 +206,17 @@ def check_score(name: str, value: Any, shape: list[int]) -> None:
 
 
 def check_no_nan_score(name: str, scores: Tensor, where: str) -> None:
-    """Refuse scores that are NaN."""
+    """Reject scores that are NaN."""
     nan = int(scores.isnan().sum())
     if nan:
         raise InputError(
-            f"Score {name!r} is NaN for {nan} of {scores.numel()} inputs of {where}: look for NaN in the inputs or in the network's "
-            "output."
+            f"Score {name!r} is NaN for {nan} of {scores.numel()} inputs of {where}. Check the inputs and the network's "
+            "output for NaN."
         )
 
 
 def detection_metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive = "in") -> dict[str, Tensor]:
-    """The four numbers that are logged, of the scores of in- and of out-of-distribution samples, [N] and [M].
+    """The four logged metrics, from the scores of in- and out-of-distribution samples, [N] and [M].
 
     Example:
         >>> {k: v.item() for k, v in detection_metrics(torch.tensor([0.1, 0.2]), torch.tensor([0.3])).items()}
@@ -233,10 +233,10 @@ def detection_metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive 
 
 
 def named_scores(scores: Any) -> dict[str, str | Score] | None:
-    """Scores by name, from what argument ``scores`` accepts; None for the default ones.
+    """Scores by name, from the argument ``scores``; None for the default ones.
 
     Raises:
-        InputError: It holds something else, or functions that have no names of their own.
+        InputError: The argument holds something else, or functions with equal names.
     """
     if scores is None:
         return None

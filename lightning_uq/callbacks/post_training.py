@@ -1,7 +1,7 @@
-"""The base of all callbacks that fit something after training, so that none of them is ever silently wrong.
+"""The base of all callbacks that fit something after training, designed so that none of them is ever silently wrong.
 
-Fitted state belongs to one set of weights. This base fits it on those weights, keeps it beside them in a checkpoint, and
-recognises at validation, test and prediction whether the weights in memory are the ones it was fitted on.
+A fitted state belongs to one set of weights. This base fits on these weights, stores the state with them in a checkpoint, and
+checks in every validation, test and prediction whether the weights in memory are those of the fit.
 """
 
 from typing import Any, ClassVar
@@ -38,29 +38,29 @@ from lightning_uq.strategies import check_strategy
 
 
 class PostTrainingCallback(FittingCallback):
-    """Fits tensors in ``on_train_end``, stores them with the weights they belong to, and never uses them with others.
+    """Fits tensors in ``on_train_end``, stores them with their weights, and never uses them with others.
 
-    A subclass says what to fit (:meth:`fit_tensors`), on which data by default (:attr:`fitting_data`), and how it changes
-    predictions (:meth:`transform`). After a fit, ``uq_ckpt_path`` names a checkpoint that holds the weights and the fitted
+    A subclass defines what to fit (:meth:`fit_tensors`), on which data by default (:attr:`fitting_data`), and how it changes
+    predictions (:meth:`transform`). After a fit, ``uq_ckpt_path`` names a checkpoint with the weights and the fitted
     states of all such callbacks: a copy ``<best>-uq.ckpt`` beside the best checkpoint, or ``uq-last.ckpt``. ``validate``,
-    ``test`` and ``predict`` find it by themselves. If the weights are others, they refit from the loader that is known, or
-    the error says what to do.
+    ``test`` and ``predict`` find it automatically. If the weights differ, the callbacks refit from the known loader, or
+    an error explains what to do.
 
-    A fit attaches the transform to a module of this package, so ``module.predict(x)`` gives what ``trainer.predict`` gives, and
-    a Trainer without this callback uses it too. The next fit takes it off, and so does ``handle.remove()``; but a Trainer that
-    has this callback attaches it again at its next ``validate``, ``test`` or ``predict``.
+    A fit attaches the transform to a module of this package, so ``module.predict(x)`` equals ``trainer.predict``, and
+    a Trainer without this callback uses the transform too. The next fit or ``handle.remove()`` detaches it, but a Trainer with
+    this callback attaches it again in its next ``validate``, ``test`` or ``predict``.
 
     Args:
         fitting: Arguments of :class:`FittingCallback`.
     """
 
-    _known_loader: Any = None  # the one that this process fitted with
-    _looks = False  # at the targets of the first epoch
-    waits = False  # for the first batch of the training, where the loader could not be looked at before it
+    _known_loader: Any = None  # the loader of this process's last fit
+    _checks_epoch = False  # whether it checks the targets of the first epoch
+    waits = False  # whether it waits for the first batch of the training, as the loader could not be read before
     _seen: SeenBatch | None = None
     _label_error: Exception | None = None
     _verified = False
-    _trained: WeightsMark | None = None  # the parameters before the hooks of a validation
+    _trained: WeightsMark | None = None  # the parameters before the hooks of a validation run
     _warned_of_exchange = False
 
     def __init__(self, **fitting: Any) -> None:
@@ -68,51 +68,51 @@ class PostTrainingCallback(FittingCallback):
         self._step_input = StepInput()
         self._best = BestCheckpoint()
 
-    # ------------------------------------------------------------------ what a subclass provides
+    # ------------------------------------------------------------------ for subclasses
 
     fitting_data: ClassVar[FittingData] = ValidationData()
-    """The fitting data where no ``dataloader`` was given."""
+    """The fitting data if no ``dataloader`` was given."""
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:  # optional
-        """Raise, before the training, what :meth:`fit_tensors` would raise after it, as far as one batch tells."""
+        """Raise the errors of :meth:`fit_tensors` before the training, as far as one batch shows them."""
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Whether the fit depends on targets, which are then looked at before it."""
+        """Whether the fit depends on targets, which are then checked before it."""
         return False
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:  # optional
-        """Raise, before the training, what the targets [N, ...] of all rows would raise after it."""
+        """Raise the errors of the fit about the targets [N, ...] of all rows before the training."""
 
     def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:  # optional
-        """Take note of the targets of one batch of the first epoch, which were checked; outputs [Z, 1, ...] are those of one row."""
+        """Record the checked targets of one batch of the first epoch; outputs [Z, 1, ...] are those of one row."""
 
     def review_noted_targets(self, trainer: Trainer) -> None:  # optional
-        """Warn of what the first epoch's targets showed. Called on all ranks."""
+        """Warn about the targets of the first epoch. Called on all ranks."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # A loader may hold worker processes or open files, and a mark belongs to the tensors of this process.
+        # A loader may hold worker processes or open files, and a mark refers to tensors of this process.
         return {**super().__getstate__(), "_known_loader": None, "_trained": None}
 
     # ------------------------------------------------------------------ fitting under a Trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that were not tested; what was verified before counts no more."""
+        """Reject untested strategies, and discard earlier verifications."""
         check_strategy(trainer, type(self).__name__)
         self._verified = False
         self._step_input = StepInput()
         self._best = BestCheckpoint()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take note of the best checkpoint of the training that a fit resumes."""
+        """Note the best checkpoint of the training that a fit resumes."""
         self._best.note_resumed(checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A new fit clears the state; what would fail after training fails now."""
+        """Clear the state, and raise errors now that would otherwise come after the training."""
         self._forget(pl_module)
         self.logits.inferred_task = None
         self.uq_ckpt_path = None
         self._seen = self._label_error = None
-        self._looks, self.waits = True, False
+        self._checks_epoch, self.waits = True, False
         self._trained, self._warned_of_exchange = None, False
         self._best.start(trainer, type(self).__name__, is_required=self.weights == "best")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -120,28 +120,28 @@ class PostTrainingCallback(FittingCallback):
             if is_instance(later, WeightAveraging, StochasticWeightAveraging):
                 raise InputError(
                     f"{type(self).__name__} stands before {type(later).__name__} in the Trainer's callbacks, so it would be "
-                    "fitted on weights that are not yet averaged. Swap them."
+                    "fitted on weights that are not averaged yet. Swap them."
                 )
         loader = self._fitting_loader(trainer)
         check_loader(loader, "argument `dataloader`")
         self.try_fit(trainer, pl_module, loader)
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
-        """Look at the first batch; eagerly, since nothing is compiled yet.
+        """Check the first batch. Runs eagerly, since nothing is compiled yet.
 
         Raises:
-            InputError: There is none, or :meth:`check_batch` says so.
+            InputError: There is no batch, or :meth:`check_batch` raises.
         """
         with raising_on_all_ranks(trainer), evaluating(pl_module, trainer, fitting=True):
             for batch in exact_loader(loader, name="argument `dataloader`", limit=1):
                 seen = self.try_batch(trainer, pl_module, to_device(batch, pl_module, trainer))
                 if seen is not None:
-                    self._look_at_targets(trainer, pl_module, loader, seen)
+                    self._check_targets(trainer, pl_module, loader, seen)
                 return
-            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+            raise InputError(f"{type(self).__name__}'s fitting data are empty.")
 
     def try_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> SeenBatch | None:
-        """Check a batch, and give what it showed; None where the fit does not depend on targets."""
+        """Check a batch and return its outputs and targets; None if the fit does not depend on targets."""
         with torch.compiler.set_stance("force_eager"):
             self.check_batch(pl_module, batch, trainer)
             if self.attach:
@@ -153,14 +153,14 @@ class PostTrainingCallback(FittingCallback):
             return SeenBatch(outputs.cpu(), target.cpu())
 
     def has_own_data(self, trainer: Trainer) -> bool:
-        """Whether the fitting data is other than what the training, or its validation, reads."""
+        """Whether the fitting data differ from those of the training and of its validation."""
         return self.dataloader is not None or self.fitting_data.is_read_apart(trainer)
 
-    def _look_at_targets(self, trainer: Trainer, model: LightningModule, loader: Any, seen: SeenBatch) -> None:
-        """Check the targets of all rows, or remember to do so in the first epoch, if only its batches will show them."""
+    def _check_targets(self, trainer: Trainer, model: LightningModule, loader: Any, seen: SeenBatch) -> None:
+        """Check the targets of all rows, or do so during the first epoch if only its batches show them."""
         own = self.has_own_data(trainer)
         limit = None if self.dataloader is not None or trainer.fast_dev_run else self.fitting_data.limit(trainer)  # type: ignore[attr-defined]
-        limit = limit * trainer.world_size if isinstance(limit, int) else limit  # of all ranks
+        limit = limit * trainer.world_size if isinstance(limit, int) else limit  # for all ranks
         read = own and can_be_reread(loader)
         targets = all_targets(loader, seen, lambda raw: self.logits.unpack(model, raw)[1], limit, read=read)
         if targets is not None:
@@ -169,34 +169,34 @@ class PostTrainingCallback(FittingCallback):
             self._seen = seen
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the parameters, before any hook of a validation."""
+        """Record the parameters before the hooks of a validation."""
         self._remember(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the parameters, before the module's hooks of a validation."""
+        """Record the parameters before the module's validation hooks."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._remember(trainer, pl_module)
 
     def _remember(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_first = self is post_training_callbacks(trainer)[0]  # it warns for all
+        is_first = self is post_training_callbacks(trainer)[0]  # only one callback warns
         if is_first and not self._warned_of_exchange and not list(averaged_copies(trainer)):
             self._trained = parameters_mark(pl_module)
 
-    def _look_for_exchange(self, pl_module: LightningModule) -> None:
-        """Warn, once per fit, where hooks of a validation put other weights into the module."""
+    def _check_for_exchange(self, pl_module: LightningModule) -> None:
+        """Warn once per fit if validation hooks put other weights into the module."""
         before, self._trained = self._trained, None
         if before is not None and before != parameters_mark(pl_module):
             self._warned_of_exchange = True
             rank_zero_warn(
-                f"{type(pl_module).__name__} has other weights in its validation than in its training: a hook such as "
-                f"`on_validation_start` exchanges them. {type(self).__name__} and other fits after the training read the weights without "
-                "these hooks: the last ones, or those of the best checkpoint. If you test with the exchanged weights (an average, perhaps), "
-                "put them into the module and call `fit(module, loader)`, or keep the average with Lightning's EMAWeightAveraging."
+                f"{type(pl_module).__name__} has other weights in validation than in training: a hook such as "
+                f"`on_validation_start` exchanges them. {type(self).__name__} and other fits after the training use the weights without "
+                "these hooks: the last ones, or those of the best checkpoint. To test with the exchanged weights (an average, for example), "
+                "put them into the module and call `fit(module, loader)`, or let Lightning's EMAWeightAveraging keep the average."
             )
 
-    def look_at_epoch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def check_epoch_targets(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Check the targets of a batch of the first epoch; several ranks raise together at its end."""
-        if not self._looks or self._label_error is not None or (self._seen is None and not self.waits):
+        if not self._checks_epoch or self._label_error is not None or (self._seen is None and not self.waits):
             return
         try:
             if self.waits:
@@ -217,18 +217,18 @@ class PostTrainingCallback(FittingCallback):
                 raise
             self._label_error = error
 
-    def end_look(self, trainer: Trainer) -> None:
-        """The end of an epoch. A collective after the first one, whose targets are looked at."""
-        if not self._looks:
+    def end_epoch_check(self, trainer: Trainer) -> None:
+        """End the check of an epoch's targets. A collective after the first epoch."""
+        if not self._checks_epoch:
             return
         raise_on_all_ranks(self._label_error, trainer)
         if not trainer.sanity_checking:
             self.review_noted_targets(trainer)
-            self._looks = self.waits = False
+            self._checks_epoch = self.waits = False
             self._seen = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""
+        """Fit while the strategy is still set up: in ``on_fit_end`` the module is already back on the CPU."""
         loader = self._fitting_loader(trainer)
         best = None
         if self.weights != "last":
@@ -243,7 +243,7 @@ class PostTrainingCallback(FittingCallback):
             self._warn_of_ending_processes(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """An interrupted fit leaves nothing fitted, and an interrupted prediction nothing wrapped."""
+        """Clear the state after an interrupted fit, and restore ``predict_step`` after an interrupted prediction."""
         unwrap_predict_step(pl_module)
         self._step_input.drop()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -262,9 +262,9 @@ class PostTrainingCallback(FittingCallback):
         except InputError as error:
             if limit is None or not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 raise
-            # A density needs rows of every class: a run that tries whether everything works must not fail for lack of them.
+            # A density needs rows of every class, which the few batches of a trial run may lack.
             rank_zero_info(
-                f"{type(self).__name__} reads all of its fitting data, since the batches of `fast_dev_run` do not suffice: {error}"
+                f"{type(self).__name__} reads all of its fitting data, since the batches of `fast_dev_run` are not enough: {error}"
             )
             self._fit_batches(trainer, pl_module, loader, None)
 
@@ -290,76 +290,74 @@ class PostTrainingCallback(FittingCallback):
             self.uq_ckpt_path = path
 
     def _warn_of_ending_processes(self, trainer: Trainer) -> None:
-        """Lightning brings the last weights back from the processes that it started, but nothing of a callback."""
+        """Warn that Lightning returns the last weights from the processes that it started, but not the state of callbacks."""
         if self.uq_ckpt_path is None:
-            rest = (
-                "No file holds the fitted states either: add a ModelCheckpoint, and pass the -uq.ckpt as `ckpt_path`."
-            )
+            rest = "No file holds the fitted states: add a ModelCheckpoint, and pass the -uq.ckpt as `ckpt_path`."
         else:
             path = self.uq_ckpt_path
             rest = (
                 f"Use the file that holds the fitted states: `trainer.test` and `trainer.predict` take `ckpt_path={path!r}`, "
-                f"and `load_fitted({path!r})` gives a calibrated network."
+                f"and `load_fitted({path!r})` returns a calibrated network."
             )
         rank_zero_warn(
-            f"{type(trainer.strategy).__name__} trains in processes of its own, so the module and the callbacks of the main "
-            f"process have nothing fitted after `trainer.fit`, and `module.predict` is not calibrated there. {rest}"
+            f"{type(trainer.strategy).__name__} trains in separate processes, so the callbacks of the main process "
+            f"are not fitted after `trainer.fit`, and `module.predict` is not calibrated there. {rest}"
         )
 
     def _has_weights_of(self, other: "PostTrainingCallback") -> bool:
         mine, theirs = self._fingerprint, other._fingerprint
         return mine is not None and theirs is not None and torch.equal(mine, theirs)
 
-    # ------------------------------------------------------------------ the weights in memory are the fitted ones
+    # ------------------------------------------------------------------ verification of the weights in memory
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Verify at the first batch of ``trainer.validate``, after any exchange of weights; in a training, look for one, and watch a step."""
-        self._look_for_exchange(pl_module)
+        """Verify at the first batch of ``trainer.validate``, after any exchange of weights. During a training, look for an exchange, and record the input of a step."""
+        self._check_for_exchange(pl_module)
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._verify(trainer, pl_module)
         self._step_input.start_reading(pl_module, batch, self.logits)
         if isinstance(self.fitting_data, ValidationData):
-            self.look_at_epoch(trainer, pl_module, batch)
+            self.check_epoch_targets(trainer, pl_module, batch)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Verify at the first batch of ``trainer.test``; watch a step of the module's own."""
+        """Verify at the first batch of ``trainer.test``, and record the input of the module's step."""
         self._verify(trainer, pl_module)
         self._step_input.start_reading(pl_module, batch, self.logits)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Compare the input of the module's step with the one that is read."""
+        """Compare the input of the module's step with the input that is read."""
         self._step_input.end(pl_module, "validation_step")
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Compare the input of the module's step with the one that is read."""
+        """Compare the input of the module's step with the input that is read."""
         self._step_input.end(pl_module, "test_step")
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""
+        """Verify at the first batch of ``trainer.predict``. With ``attach``, replace the predictions of a foreign module."""
         if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
             wrap_predict_step(pl_module, self.logits, self.transform(), self.nonfinite)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Verify on a rank that had no batch, for which the others wait; the first validation's targets were looked at."""
+        """Verify on a rank without batches, since the others wait for it, and end the check of the first validation's targets."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._verify(trainer, pl_module)
         if isinstance(self.fitting_data, ValidationData):
-            self.end_look(trainer)
+            self.end_epoch_check(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Verify on a rank that had no batch, for which the others wait."""
+        """Verify on a rank without batches, since the others wait for it."""
         self._verify(trainer, pl_module)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Verify on a rank that had no batch, for which the others wait."""
+        """Verify on a rank without batches, since the others wait for it."""
         self._verify(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give a foreign module its own ``predict_step`` back."""
+        """Restore the ``predict_step`` of a foreign module."""
         unwrap_predict_step(pl_module)
 
     def _verify(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """State in memory, else a sibling file, else a refit, else an error; once per stage. Whether it was done now."""
+        """Use the state in memory, else a sibling file, else refit, else raise; once per stage. Returns whether it ran now."""
         if self._verified:
             return False
         name, loader = type(self).__name__, self._known_loader if self.dataloader is None else self.dataloader
@@ -378,11 +376,11 @@ class PostTrainingCallback(FittingCallback):
                 self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))
         else:
             if self._fingerprint is None:
-                rank_zero_info(f"{name} is fitted now, from argument `dataloader`, on the weights in memory.")
+                rank_zero_info(f"{name} was fitted on the weights in memory, with the data of argument `dataloader`.")
             else:
                 rank_zero_warn(
-                    f"{name} was fitted on other weights than are now in memory; it is fitted again, from the same loader. To "
-                    "use the weights it was fitted on, pass `ckpt_path`."
+                    f"{name} was fitted on other weights than those in memory, so it was fitted again from the same loader. To "
+                    "use the weights of the first fit, pass `ckpt_path`."
                 )
             self._fit(trainer, pl_module, loader)
         self._attach_to(pl_module, verified=True)
@@ -391,5 +389,5 @@ class PostTrainingCallback(FittingCallback):
 
 
 def post_training_callbacks(trainer: Trainer) -> list[PostTrainingCallback]:
-    """Those of a Trainer's callbacks that fit after training, in order."""
+    """The callbacks of a Trainer that fit after training, in order."""
     return [one for one in trainer.callbacks if isinstance(one, PostTrainingCallback)]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The files of predictions: tables (CSV, Parquet) or arrays (npz) that grow batch by batch, read back as one from all ranks."""
+"""Files of predictions that grow batch by batch: tables (CSV, Parquet) or arrays (npz). The files of all ranks are read as one."""
 
 import csv
 import importlib
@@ -17,10 +17,10 @@ from lightning_uq.writing import partial_path
 Format = Literal["parquet", "csv", "npz"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv", "npz")
 Block = dict[str, "np.ndarray[Any, Any]"]
-"""Some rows: the numbers [B] of each name, [B, ...] if an input has several, or maps [B, ..., *P]."""
+"""Rows of predictions by name: [B], [B, ...] for several numbers per input, or maps [B, ..., *P]."""
 
 FLUSH_BYTES = 2**24
-"""Rows are written in blocks of this size, so that memory stays bounded and blocks do not get tiny."""
+"""Rows are written in blocks of this size, which bounds the memory and avoids tiny blocks."""
 
 _NAME = re.compile(r"predictions(?:-loader(?P<loader>\d+))?-rank(?P<rank>\d+)\.(?P<format>parquet|csv|npz)")
 
@@ -31,20 +31,20 @@ def read_predictions(
     format: Format | None = None,
     names: Sequence[str] | None = None,
 ) -> Block:
-    """One table from the files of all ranks that :class:`PredictionWriter` wrote, sorted by ``index``.
+    """One table, sorted by ``index``, from the files that :class:`PredictionWriter` wrote on all ranks.
 
     Args:
         output_dir: Their directory.
-        dataloader_idx: Which loader's, where there were several.
-        format: ``"parquet"``, ``"csv"`` or ``"npz"``, where the directory holds several.
-        names: The columns to give back; None for all. Of an npz file, only these are read.
+        dataloader_idx: Index of the loader, if there were several.
+        format: ``"parquet"``, ``"csv"`` or ``"npz"``, if the directory holds several.
+        names: The columns to return; None returns all. From an npz file, only these are read.
 
     Returns:
-        A column [N] for each name, in the order of the file; of an npz file, an array [N, ...] for each name.
+        A column [N] for each name, in the order of the file; for npz files, an array [N, ...] for each name.
 
     Raises:
-        InputError: The directory holds no such file, several formats, or files with different columns; a name is not among
-            the columns.
+        InputError: The directory holds no such file, several formats, or files with different columns; or a column in ``names``
+            does not exist.
     """
     found = {
         path: one
@@ -60,17 +60,19 @@ def read_predictions(
     wanted = None if names is None else ("index", *names)
     tables = [FILES[one].read(path, wanted) for path, one in sorted(found.items())]
     if any(list(table) != list(tables[0]) for table in tables):
-        raise InputError(f"The files in {output_dir} must have the same columns, but they differ.")
+        raise InputError(f"The files in {output_dir} have different columns.")
     missing = [name for name in names or () if name not in tables[0]]
     if missing:
-        raise InputError(f"`names` must be columns of the files in {output_dir}, but there is no {missing[0]!r}.")
+        raise InputError(
+            f"`names` must be columns of the files in {output_dir}, but they have no column {missing[0]!r}."
+        )
     order = np.argsort(np.concatenate([table["index"] for table in tables]), kind="stable")
     kept = tables[0] if names is None else names
     return {name: np.concatenate([table.pop(name) for table in tables])[order] for name in list(kept)}
 
 
 class PredictionFile(ABC):
-    """A table, or arrays, that grow in a hidden file beside its own name, and take the name when it is complete.
+    """A table or arrays that grow in a hidden file, which gets its final name when it is complete.
 
     Attributes:
         holds_maps: Whether the file takes numbers with more axes than [B, D].
@@ -87,7 +89,7 @@ class PredictionFile(ABC):
         self.open(self.columns({name: values[:0] for name, values in first.items()}))
 
     def add(self, block: Block) -> None:
-        """Keep some rows, and write what was kept once it is large."""
+        """Buffer rows, and write the buffer when it is large enough."""
         kind = _kind(block)
         if kind != self._kind:
             changed = sorted(n for n in {*kind, *self._kind} if kind.get(n) != self._kind.get(n))
@@ -111,16 +113,16 @@ class PredictionFile(ABC):
             self._blocks = []
 
     def columns(self, block: Block) -> Block:
-        """What the file holds of some rows: one column [B] for each number."""
+        """The rows as they are written: one column [B] for each number."""
         return _columns(block)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows, and give the file its name."""
         self._flush()
         self.end()
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the file."""
         self._blocks = []
         try:
             self.end()
@@ -129,20 +131,20 @@ class PredictionFile(ABC):
 
     @abstractmethod
     def open(self, empty: Block) -> None:
-        """Begin the file; ``empty`` has its columns and no rows."""
+        """Open the file; ``empty`` has its columns and no rows."""
 
     @abstractmethod
     def write(self, columns: Block) -> None:
-        """Write some rows."""
+        """Write rows."""
 
     @abstractmethod
     def end(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; a second call does nothing."""
 
     @staticmethod
     @abstractmethod
     def read(path: Path, names: Sequence[str] | None = None) -> Block:
-        """The columns of a file; of these names alone if there are any."""
+        """The columns of a file; only those in ``names``, if given."""
 
 
 class CsvFile(PredictionFile):
@@ -156,8 +158,8 @@ class CsvFile(PredictionFile):
         csv.writer(self._stream).writerow(empty)
 
     def write(self, columns: Block) -> None:
-        """Write some rows."""
-        # A float's shortest text that reads back as the same number of its own precision.
+        """Write rows."""
+        # The shortest text that reads back as the same number in its precision.
         numbers = [values.astype(np.uint8) if values.dtype == bool else values for values in columns.values()]
         texts = [values.astype(str).tolist() for values in numbers]
         csv.writer(self._stream).writerows(zip(*texts, strict=True))
@@ -181,7 +183,7 @@ class CsvFile(PredictionFile):
 
 
 class ParquetFile(PredictionFile):
-    """A Parquet file, one row group for each block."""
+    """A Parquet file with one row group per block."""
 
     _writer: Any
 
@@ -191,7 +193,7 @@ class ParquetFile(PredictionFile):
         self._writer = parquet.ParquetWriter(self.partial, pyarrow.table(empty).schema)
 
     def write(self, columns: Block) -> None:
-        """Write some rows."""
+        """Write rows."""
         pyarrow, _ = import_pyarrow()
         self._writer.write_table(pyarrow.table(columns))
 
@@ -208,23 +210,23 @@ class ParquetFile(PredictionFile):
 
 
 class NpzFile(PredictionFile):
-    """An npz file that ``numpy.load`` opens: an array ``<name>/<block>`` for each name and each block of rows."""
+    """An npz file for ``numpy.load``, with an array ``<name>/<block>`` for each name and each block of rows."""
 
     holds_maps: ClassVar[bool] = True
     _archive: zipfile.ZipFile
 
     def open(self, empty: Block) -> None:
-        """Begin the archive; a block without rows tells the names."""
+        """Open the archive, and write a block without rows, which stores the names."""
         self._archive = zipfile.ZipFile(self.partial, "w")
         self._num_blocks = 0
         self.write(empty)
 
     def columns(self, block: Block) -> Block:
-        """The rows as they are."""
+        """The rows, unchanged."""
         return block
 
     def write(self, columns: Block) -> None:
-        """Write some rows."""
+        """Write rows."""
         for name, values in columns.items():
             with self._archive.open(f"{name}/{self._num_blocks:06d}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)
@@ -252,10 +254,10 @@ def import_pyarrow(advice: str = "Or pass `format='csv'`.") -> tuple[Any, Any]:
     """``pyarrow`` and ``pyarrow.parquet``.
 
     Args:
-        advice: End of the error: what else can be done.
+        advice: End of the error message, with an alternative.
 
     Raises:
-        MissingExtraError: They are not installed.
+        MissingExtraError: pyarrow is not installed.
     """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
@@ -281,7 +283,7 @@ def _columns(block: Block) -> Block:
 
 
 def named_files(directory: Path, format: str) -> dict[Path, tuple[int, int]]:
-    """The files in a directory that have a writer's name, with loader and rank."""
+    """The files in a directory that are named like a writer's, with loader and rank."""
     found = {}
     for path in directory.glob(f"predictions*.{format}"):
         match = _NAME.fullmatch(path.name)

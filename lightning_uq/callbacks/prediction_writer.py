@@ -1,4 +1,4 @@
-"""Writes predictions to files batch by batch: tables with one row per input, or arrays."""
+"""Writes predictions to files batch by batch, as tables with one row per input or as arrays."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,18 +36,18 @@ from lightning_uq.writing import PARTIAL
 class PredictionWriter(Callback):
     """Writes the predictions of ``trainer.predict`` to ``predictions-rank<r>.parquet`` (or ``.csv``), one file per rank.
 
-    With several loaders, each has its own files, ``predictions-loader<i>-rank<r>.parquet``. Rows are written as they come, so
-    that ``trainer.predict(..., return_predictions=False)`` runs in constant memory. A file gets its name when all ranks are
-    done, so an incomplete file is never seen, and an exception leaves none. Together, the files of all ranks hold each sample
-    once: rows that a distributed sampler repeats as padding are left out.
+    With several loaders, each has its own files, ``predictions-loader<i>-rank<r>.parquet``. Rows are written as they arrive, so
+    ``trainer.predict(..., return_predictions=False)`` runs in constant memory. A file gets its name when all ranks are
+    done, so an incomplete file is never visible, and after an exception there is none. Together, the files of all ranks hold each sample
+    once: rows that a distributed sampler repeats as padding are skipped.
 
-    A table (Parquet or CSV) has one row per input. Maps, as a segmentation's, are no rows of a table: ``format="npz"`` writes an
-    array for each name, [N] or [N, ...], in blocks of about 16 MB. :func:`read_predictions` puts the arrays together, and with
-    ``names=`` reads some of them alone. Maps have to be of one size.
+    A table (Parquet or CSV) has one row per input. It cannot hold maps, such as a segmentation's: ``format="npz"`` writes an
+    array for each name, [N] or [N, ...], in blocks of about 16 MB. :func:`read_predictions` concatenates the arrays, and
+    ``names=`` selects some of them. All maps must have the same size.
 
     Columns:
-        - ``index``: the sample's position in the data set. It is taken from the batch if the batch carries it (a key ``index``,
-          or :class:`~lightning_uq.data.Indexed`), else from the sampler. For an iterable data set on one process, it is the
+        - ``index``: the sample's position in the data set. It comes from the batch if the batch has it (a key ``index``,
+          or :class:`~lightning_uq.data.Indexed`), or else from the sampler. For an iterable data set on one process, it is the
           number of the row; on several processes, each batch must contain ``index``.
         - all entries of :meth:`Prediction.to_dict`: for a classifier ``label``, ``confidence``, ``prob_0`` ... ``prob_{C-1}``,
           ``predictive_entropy``, ``expected_entropy`` and ``mutual_information`` (nats; ``uncalibrated_expected_entropy`` and
@@ -57,28 +57,28 @@ class PredictionWriter(Callback):
           the ``epistemic_variance_0`` of several networks, for quantiles ``quantile_0.1_0``; ``ood_score`` of
           :class:`FitGMM`, :class:`FitKNN` or :class:`FitViM`, and of the first ``log_density``; ``prediction_set_0`` ... and ``set_size`` of :class:`ConformalSets`, ``conformal_lower_0`` and
           ``conformal_upper_0`` of :class:`ConformalIntervals`. A score [B] is one column; D numbers per input are D columns, numbered from 0, and a horizon [B, H, D] is
-          ``mean_0_0`` ... ``mean_{H-1}_{D-1}``. Predictions are calibrated. Half precision is written as float32. Of a row with
-          NaN, which ``nonfinite="inf"`` lets pass, the ``label`` is -1 and the scores are plus infinity.
-        - for a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``, which a mean alone does not have, nor quantiles
-          whose levels do not reach it. It needs the members, which predictions keep
-          up to 32 indices, or with ``return_members=True``. Without them, the columns are left out with a warning.
+                ``mean_0_0`` ... ``mean_{H-1}_{D-1}``. Predictions are calibrated. Half precision is written as float32. A row with
+                NaN (with ``nonfinite="inf"``) has the ``label`` -1 and scores of plus infinity.
+        - for a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``. A mean alone has none, and neither have quantiles
+          whose levels do not reach it. It needs the members, which predictions keep for
+          up to 32 indices, or with ``return_members=True``. Without members, a warning says that the columns are left out.
 
     Args:
         output_dir: Directory of the files; it is created if missing.
         format: ``"parquet"`` (the extra ``parquet``), ``"csv"``, or ``"npz"`` for arrays of any shape.
-        probs: Whether a classifier's probabilities are written; C times as many numbers as labels.
-        interval: Share of the predictive distribution in (0, 1) between ``lower`` and ``upper``; None leaves them out.
-        overwrite: Whether files of an earlier run are replaced, and those of its other ranks and loaders removed. Otherwise
-            they are an error before the first batch.
+        probs: Whether to write a classifier's probabilities, C numbers per label.
+        interval: Share of the predictive distribution between ``lower`` and ``upper``, in (0, 1); None leaves them out.
+        overwrite: Whether to replace the files of an earlier run, and to remove those of its other ranks and loaders. Otherwise
+            existing files raise before the first batch.
 
     Attributes:
-        written: This rank's files, with the number of rows in each, after ``predict``.
+        written: The files of this rank after ``predict``, with the number of rows in each.
 
     Raises:
         MissingExtraError: ``format="parquet"`` without pyarrow.
-        InputError: An argument is not as above; the directory holds predictions already; ``predict_step`` returns no prediction
-            of this package (for an unmodified module, add a callback with ``attach=True``); the predictions are maps, such as a
-            segmentation's, and ``format`` is that of a table; the index of a row is unknown.
+        InputError: An argument is invalid; the directory already holds predictions; ``predict_step`` returns no prediction
+            of this package (for an unmodified module, add a callback with ``attach=True``); the predictions are maps and
+            ``format`` is that of a table; the index of a row is unknown.
         UnsupportedError: With ``predict_step(dataloader_iter)``.
 
     Example:
@@ -129,16 +129,16 @@ class PredictionWriter(Callback):
     # ------------------------------------------------------------------ hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse before the first batch what would fail after the last."""
+        """Raise errors before the first batch that would otherwise come after the last."""
         if stage != "predict":
             return
         if is_param_in_hook_signature(pl_module.predict_step, "dataloader_iter", explicit=True):
             raise UnsupportedError(
-                "PredictionWriter does not support `predict_step(dataloader_iter)`, under which hooks do not know their batch."
+                "PredictionWriter does not support `predict_step(dataloader_iter)`, which hides batches from hooks."
             )
         self.written = {}
         self._warned = False
-        self._discard()  # where another callback's `on_exception` failed before this one's
+        self._discard()  # needed if another callback's `on_exception` failed before this one's
         with raising_on_all_ranks(trainer):
             try:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class PredictionWriter(Callback):
             found = sorted(named_files(self.output_dir, self.format))
             if found and not self.overwrite:
                 raise InputError(
-                    f"`output_dir` holds predictions already: {found[0]}. Pass `overwrite=True` to replace them, or another "
+                    f"`output_dir` already holds predictions: {found[0]}. Pass `overwrite=True` to replace them, or another "
                     "directory."
                 )
 
@@ -166,8 +166,8 @@ class PredictionWriter(Callback):
         if not isinstance(outputs, Prediction):
             raise InputError(
                 f"PredictionWriter writes predictions of this package, but `predict_step` of {type(pl_module).__name__} returned "
-                f"{'a ' if outputs is not None else ''}{type(outputs).__name__}. Use one of its modules, or let a callback "
-                "replace what an unmodified module predicts by passing `attach=True` to it, as in `FitGMM(attach=True)`."
+                f"{'a ' if outputs is not None else ''}{type(outputs).__name__}. Use one of its modules, or pass `attach=True` to a callback, "
+                "such as `FitGMM(attach=True)`, to replace the predictions of an unmodified module."
             )
         block = self._block(outputs)
         index, keep = self._rows(trainer, batch, batch_idx, dataloader_idx, len(outputs))
@@ -181,7 +181,7 @@ class PredictionWriter(Callback):
         self._files[dataloader_idx].add(block)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the files their names, once every rank has come so far; remove those of an earlier run."""
+        """Give the files their names once all ranks are done, and remove those of an earlier run."""
         for file in self._files.values():
             file.close()
         trainer.strategy.barrier("lightning_uq_predictions")
@@ -195,22 +195,22 @@ class PredictionWriter(Callback):
                 path.unlink()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written."""
+        """Remove incomplete files."""
         self._discard()
         if trainer.state.fn == TrainerFn.PREDICTING and starts_processes(trainer):
             for path in self.output_dir.glob(f".predictions*.{self.format}{PARTIAL}"):
-                path.unlink()  # of the ranks that were spawned, which ended without being told
+                path.unlink()  # left by spawned ranks, which ended without notice
 
     def _discard(self) -> None:
         files, self._files, self._counts = self._files, {}, {}
-        with ExitStack() as stack:  # all of them, even where one fails
+        with ExitStack() as stack:  # discards all of them, even if one fails
             for file in files.values():
                 stack.callback(file.discard)
 
     # ------------------------------------------------------------------ rows and columns
 
     def _block(self, prediction: Prediction) -> Block:
-        """What is written of a prediction, without its index."""
+        """The columns of a prediction, without its index."""
         named = self._named(prediction)
         if not self.probs:
             named.pop("probs", None)
@@ -237,13 +237,13 @@ class PredictionWriter(Callback):
     def _rows(
         self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int, size: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Index [B] of a batch's rows, and the mask of those that are not padding; None where all of them count."""
+        """The index [B] of a batch's rows, and the mask of those that are not padding; None if all of them count."""
         loader = loader_list(trainer.predict_dataloaders)[dataloader_idx]
         carried = batches.sample_index(batch)
         sampler = _sampler(loader)
         if trainer.world_size > 1:
             _check_sharing(sampler, carried is not None)
-        # Lightning wraps the batch sampler of what it predicts from, and keeps what it yielded.
+        # For prediction, Lightning wraps the batch sampler and records the indices that it yields.
         yielded = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", None)
         position = None if yielded is None else torch.as_tensor(yielded[batch_idx])
         if carried is not None:
@@ -257,7 +257,7 @@ class PredictionWriter(Callback):
         else:
             raise InputError(
                 f"The `index` of the rows is unknown: on several ranks, a {type(loader).__name__} without a batch sampler does not "
-                "tell it. Let each batch be a mapping with a key `index`."
+                "provide it. Make each batch a mapping with a key `index`."
             )
         keep = None
         if not is_instance(sampler, UnrepeatedDistributedSampler):
@@ -268,7 +268,7 @@ class PredictionWriter(Callback):
                 + (
                     f"`index` of the batch has shape {list(index.shape)}."
                     if carried is not None
-                    else f"the sampler gave {len(index)}. Add a key `index` to the batch."
+                    else f"the sampler yielded {len(index)}. Add a key `index` to the batch."
                 )
             )
         return index.long(), keep
@@ -279,16 +279,16 @@ def _sampler(loader: Any) -> Any:
 
 
 def _check_sharing(sampler: Any, carried: bool) -> None:
-    """Refuse loaders of which several ranks predict the same samples."""
-    # Lightning shares out what the user's own sampler yields, and each rank asks its own copy.
+    """Reject loaders from which several ranks would predict the same samples."""
+    # Lightning divides the indices of a custom sampler among the ranks, but each rank has its own copy of it.
     inner = users_sampler(sampler)
     if isinstance(inner, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         raise InputError(
-            f"The data loader must not shuffle, but it has a {type(inner).__name__}. Each rank draws its own order, so samples would "
-            "be predicted twice or never. Pass `shuffle=False`."
+            f"The data loader must not shuffle, but it has a {type(inner).__name__}. Each rank would draw its own order, so some samples would "
+            "be predicted twice and others never. Pass `shuffle=False`."
         )
     if isinstance(sampler, SequentialSampler | RandomSampler) and not carried:
         raise InputError(
-            "The data loader has no distributed sampler, so every rank would predict all samples. Leave `use_distributed_sampler` "
-            "on, or, if each rank has its own data, let each batch carry a key `index`."
+            "The data loader has no distributed sampler, so every rank would predict all samples. Keep `use_distributed_sampler` "
+            "on. If each rank has its own data, give each batch a key `index`."
         )

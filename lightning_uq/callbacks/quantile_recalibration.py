@@ -1,4 +1,4 @@
-"""A calibrated distribution function for each target, on any LightningModule that predicts distributions of numbers."""
+"""A calibrated distribution function for each target, for any LightningModule that predicts distributions of numbers."""
 
 from typing import Any
 
@@ -26,25 +26,25 @@ from lightning_uq.tasks import Task
 
 
 class QuantileRecalibration(HeldOutCallback):
-    """Maps predicted probabilities of numbers to the frequencies that validation targets show, so that a 90 % interval holds 90 % of them.
+    """Maps predicted probabilities of numbers to the observed frequencies of validation targets, so that a 90 % interval contains 90 % of them.
 
     If 30 % of the targets lie below the predicted 20 % quantile, that quantile becomes the 30 % quantile. The map R of each target is the
-    empirical distribution function of P(Y <= y) over the validation rows at a few knots, and linear between them: see
-    :func:`~lightning_uq.functional.quantile_recalibration.fit_recalibration`. It is monotone, so quantiles never cross. There is one map per
-    target, since each has an error of its own; the steps of a horizon and the positions of a map share it. Rows are few for a map: it is the
-    identity below 20, and :class:`VarianceScaling`, with one number, is safer below some hundreds. Missing targets (NaN) are left out.
+    empirical distribution function of P(Y <= y) over the validation rows at a few knots, with linear interpolation: see
+    :func:`~lightning_uq.functional.quantile_recalibration.fit_recalibration`. It is monotone, so quantiles never cross. Each target has its own
+    map, which the steps of a horizon and the positions of a map share. The map needs many rows: with fewer than 20 it is the
+    identity, and with fewer than some hundreds :class:`VarianceScaling`, with one number per target, is safer. Missing targets (NaN) are skipped.
 
     - Gaussians, Student-t and mixtures become a :class:`RecalibratedPrediction`, whose ``cdf``, ``quantile``, ``interval``, ``log_prob``, ``crps``,
-      ``mean`` and ``variance`` are those of the calibrated distribution. Its density is the raw one times the slope of the map, so it is finite
+      ``mean`` and ``variance`` are those of the calibrated distribution. The density is the raw one times the slope of the map, so it is finite
       everywhere, with a step at each knot. The tails beyond the outermost knots keep their shape.
-    - Quantiles move to where the calibrated distribution has their levels, and stay a :class:`QuantilePrediction`; beyond the outermost levels
-      nothing is known, as before.
-    - Means without a variance are an error: put :class:`VarianceScaling` before this callback. Do so, too, where predictions are wrong by a large
-      factor: many targets then lie where predicted probabilities round to 0 or 1, which a warning tells.
+    - Quantiles become those of the calibrated distribution at the same levels, in a :class:`QuantilePrediction`. Beyond the outermost levels,
+      the distribution is unknown, as before.
+    - Means without a variance raise an error: put :class:`VarianceScaling` before this callback. Do the same if predictions are wrong by a large
+      factor. Many targets then lie where predicted probabilities round to 0 or 1, and a warning says so.
 
-    Predictions carry ``recalibration`` [2, D, K]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95``, or, of quantiles, the metrics
-    of their task, before and, with the ending ``_calibrated``, after it. :func:`load_fitted` puts it into a plain module;
-    ``torch.export`` of that takes minutes, since the mean and the variance under a map are large graphs.
+    Predictions carry ``recalibration`` [2, D, K]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95`` (for quantiles, the metrics
+    of their task) before the change and, with the suffix ``_calibrated``, after it. :func:`load_fitted` builds it into a plain module.
+    ``torch.export`` of that module takes minutes, because the graphs of the mean and the variance are large.
 
     Args:
         fitting: ``max_rows`` (2^20 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader),
@@ -65,18 +65,18 @@ class QuantileRecalibration(HeldOutCallback):
     whens = ("", "_calibrated")
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task without numbers."""
+        """Reject a task without numbers."""
         check_numeric(task, type(self).__name__)
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """Probability integrals of the targets [N, ..., D], NaN where one is missing."""
+        """The probability integrals of the targets [N, ..., D], NaN where one is missing."""
         integral = check_rows(prediction).recalibration_rows(target)
         self.preview(prediction)
         check_known(integral, target)
         return (integral,)
 
     def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
-        """The knots of the map of each target."""
+        """The knots of each target's map."""
         (integral,) = rows
         knots = fit_recalibration(integral)
         known = ~integral.isnan()
@@ -94,10 +94,10 @@ class QuantileRecalibration(HeldOutCallback):
 
     @property
     def recalibration(self) -> Tensor:
-        """The knots [2, D, K] of the maps in float64: predicted probabilities, and calibrated ones.
+        """The knots [2, D, K] of the maps in float64: predicted and calibrated probabilities.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         found: Tensor = self.state["recalibration"]
         return found
@@ -109,25 +109,25 @@ class QuantileRecalibration(HeldOutCallback):
         return {"calibration_distance": float((predicted - calibrated).abs().max())}
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Refuse a state of another kind.
+        """Reject a state of another kind.
 
         Raises:
-            InputError: It has no knots.
+            InputError: The state has no knots.
         """
         check_state(type(self).__name__, "recalibration", tensors)
 
     def preview(self, prediction: Prediction) -> Prediction:
-        """The prediction with identities as maps."""
+        """The prediction with identity maps."""
         numbers = check_numbers(prediction)
         ends = torch.tensor([0.0, 1.0], device=numbers.device)
         return numbers.recalibrated(ends.expand(2, numbers.target_shape[numbers.target_axis], 2))
 
     def transform(self) -> "RecalibrationTransform":
-        """Predictions are recalibrated."""
+        """The transform that recalibrates predictions."""
         return RecalibrationTransform(self.recalibration, self.carried())
 
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """The task's scores of a distribution; of means, which have none before, those of a Gaussian."""
+        """The task's metrics of a distribution. For means, they are those of a Gaussian, only after the change."""
         return distribution_metrics(task, when)
 
 

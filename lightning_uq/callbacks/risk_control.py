@@ -1,4 +1,4 @@
-"""Sets of labels, or of classes at each position of a map, that miss at most a given share in the mean."""
+"""Sets of labels, or of classes per map position, that miss at most a given share on average."""
 
 from typing import Any
 
@@ -20,31 +20,31 @@ from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.tasks import Task, describe
 
 LEVELS = torch.linspace(-20.0, 20.0, 2001, dtype=torch.float64)
-"""Thresholds that are tried for maps, whose pixels need not be kept then: log-odds, .02 apart."""
+"""Thresholds to try for maps, so that their pixels need not be kept: log-odds with a step of 0.02."""
 
 
 class ConformalRiskControl(HeldOutCallback):
-    """Sets that miss at most a share ``alpha`` of an input's true labels, or of a map's positions, in the mean over inputs.
+    """Sets that miss at most a share ``alpha`` of an input's true labels, or of a map's positions, on average over inputs.
 
-    Conformal risk control of the false negative rate, on any LightningModule with a :class:`~lightning_uq.tasks.Multilabel` or
-    :class:`~lightning_uq.tasks.Segmentation` task: the threshold of the probabilities is the largest at which the expected share is at most
-    alpha. Inputs, not positions, need to be exchangeable; inputs without a true label (or a position that counts) are left out. It needs
+    Conformal risk control of the false negative rate, for any LightningModule with a :class:`~lightning_uq.tasks.Multilabel` or
+    :class:`~lightning_uq.tasks.Segmentation` task. The probability threshold is the largest one with an expected share of at most
+    alpha. Inputs, rather than positions, must be exchangeable. Inputs without a true label or a counted position are skipped. The fit needs
     at least 1 / alpha - 1 inputs.
 
-    - Several labels: the share of the labels that are on and not in the set.
-    - Maps: the share of the positions that count whose true class is not in their set.
+    - Several labels: the share of the active labels that are not in the set.
+    - Maps: the share of the counted positions whose true class is not in their set.
 
     Predictions carry ``prediction_set``, bool [B, L] or [B, C, *P]. A test logs ``uq/test_false_negative_rate``, the mean over inputs, and
-    ``uq/test_set_size``, the mean number of labels, or classes per position. :class:`TemperatureScaling` stands before this one.
+    ``uq/test_set_size``, the mean number of labels, or of classes per position. :class:`TemperatureScaling` must stand before this one.
 
     Args:
-        alpha: The expected share that may be missed, in (0, 1).
-        by_class: Whether this holds for each label, or class, on its own: each has a threshold from the inputs that have it.
-        fitting: ``max_rows``, of inputs, and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``,
+        alpha: The largest expected share of misses, in (0, 1).
+        by_class: Whether the bound holds for each label or class separately. Each has its own threshold, from the inputs that contain it.
+        fitting: ``max_rows`` (a number of inputs), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``,
             ``name``, ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Raises:
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
 
     Source: Angelopoulos et al., "Conformal risk control", ICLR 2024 (arXiv 2208.02814).
 
@@ -69,27 +69,27 @@ class ConformalRiskControl(HeldOutCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         return {**super().settings, "alpha": self.alpha, "by_class": self.by_class}
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task with one label per input, or with numbers."""
+        """Reject a task with one label per input, or with numbers."""
         if not task.takes_calibration or (task.has_classes and not task.has_positions):
             other = "ConformalSets" if task.has_classes else "ConformalIntervals"
             raise InputError(
-                f"ConformalRiskControl is for several labels per input, or maps of them, but the task is {describe(task)}. Use {other}, or pass "
+                f"ConformalRiskControl needs several labels per input or maps of labels, but the task is {describe(task)}. Use {other}, or pass "
                 "`task=Multilabel()` if each input has several labels."
             )
 
     # ------------------------------------------------------------------ fitting
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """Of labels, their scores [N, L] and whether they are on; of maps, the share missed at each of the levels [N, 1 or C, K].
+        """For labels, their scores [N, L] and whether they are on; for maps, the share of misses at each level [N, 1 or C, K].
 
         Args:
-            prediction: Predictions of labels, or maps of classes.
-            target: Labels [N, L] that are 0, 1 or NaN (unknown); or classes [N, *P], with -1 where a position does not count.
-            values: None.
+            prediction: Predictions of several labels, or of maps of classes.
+            target: Labels [N, L] that are 0, 1 or NaN (unknown); or classes [N, *P], with -1 for positions that do not count.
+            values: Not used.
         """
         scores = scores_of(prediction)
         target = target.to(scores.device)
@@ -116,44 +116,44 @@ class ConformalRiskControl(HeldOutCallback):
         if infinite:
             what = f"label or class {infinite}" if self.by_class else "all labels or classes"
             rank_zero_warn(
-                f"ConformalRiskControl puts {what} into every set: too few inputs, or alpha={self.alpha:g} is too low for them."
+                f"ConformalRiskControl puts {what} into every set, because there are too few inputs for alpha={self.alpha:g}."
             )
         return {"threshold": torch.stack(found) if self.by_class else found[0], "num_labels": number}
 
     @property
     def threshold(self) -> Tensor:
-        """The threshold of the log-odds log((1 - p) / p), a scalar or [L] or [C]: a label with a score up to it is in the set.
+        """The threshold of the log-odds log((1 - p) / p): a scalar, [L] or [C]. A label is in the set if its score is at most the threshold.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         found: Tensor = self.state["threshold"]
         return found
 
     @property
     def fitted_numbers(self) -> dict[str, float]:
-        """The threshold, if it is one."""
+        """The threshold, if it is a scalar."""
         return {} if self.by_class else {"risk_threshold": float(self.threshold)}
 
     # ------------------------------------------------------------------ predictions
 
     def transform(self) -> "RiskTransform":
-        """Predictions carry their sets."""
+        """The transform that adds sets to predictions."""
         return RiskTransform(self.threshold, self.carried())
 
     def sets(self, prediction: Prediction) -> Tensor:
-        """The sets of predictions: bool [B, L], or [B, C, *P] of maps.
+        """The sets of predictions: bool [B, L], or [B, C, *P] for maps.
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: The prediction is of another kind, or calibrated otherwise than those that were fitted.
+            NotFittedError: The callback is not fitted.
+            InputError: The prediction is of another kind, or has another calibration than the fitted ones.
         """
         changed: Any = self.change(prediction)
         mask: Tensor = changed.prediction_set
         return mask
 
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """The share that is missed, and the size of the sets."""
+        """The share of misses and the size of the sets."""
         missed = FalseNegativeRate(self.by_class, validate_args=False)
         return {"false_negative_rate": missed, "set_size": ConformalSize(validate_args=False)}
 
@@ -174,13 +174,13 @@ class RiskTransform(PredictionTransform):
         self.carried = carried
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with its sets; a NaN keeps its label."""
+        """The prediction with its sets; a NaN keeps its label in the set."""
         scores = scores_of(prediction)
         self.carried.check(prediction)
         bound = self.threshold.to(scores)
         if bound.ndim and len(bound) != scores.shape[1]:
             raise InputError(
-                f"`prediction` must have {len(bound)} labels or classes, as the fitted ones had, but it has {scores.shape[1]}."
+                f"`prediction` must have {len(bound)} labels or classes like the fitted ones, but it has {scores.shape[1]}."
             )
         bound = bound.reshape(-1, *[1] * (scores.ndim - 2)) if bound.ndim else bound
         return prediction.replace(prediction_set=~(scores > bound))
@@ -192,7 +192,7 @@ def scores_of(prediction: Any) -> Tensor:
         return -prediction.pooled_logits.double()
     if not isinstance(prediction, ClassProbabilities) or not prediction.map_shape:
         raise InputError(
-            f"`prediction` must be of several labels, or of maps of classes, but it is a {type(prediction).__name__} of one result per input."
+            f"`prediction` must predict several labels or maps of classes, but it is a {type(prediction).__name__} with one result per input."
         )
     log_probs = prediction.log_probs
     rows = log_probs.movedim(1, -1)
@@ -202,15 +202,15 @@ def scores_of(prediction: Any) -> Tensor:
 
 
 def missed_shares(scores: Tensor, target: Tensor, by_class: bool) -> Tensor:
-    """The share of the positions that count with a score of their true class above each of the levels: [N, 1 or C, K] in float32.
+    """The share of the counted positions whose true class has a score above each level: [N, 1 or C, K] in float32.
 
     Args:
         scores: Scores [N, C, *P] of all classes.
-        target: True classes [N, *P]; -1 where a position does not count.
-        by_class: Whether each class has a share of its own.
+        target: True classes [N, *P]; -1 for positions that do not count.
+        by_class: Whether each class has its own share.
 
     Returns:
-        The shares; NaN where no position counts.
+        The shares; NaN if no position counts.
     """
     num, classes = scores.shape[:2]
     counted = target >= 0

@@ -1,4 +1,4 @@
-"""What was fitted without a Trainer, to a file: the same ``-uq.ckpt`` that a Trainer's fit writes."""
+"""Saves fits made without a Trainer to the same ``-uq.ckpt`` that a Trainer's fit writes."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import nn
 from lightning_uq._lightning import is_local_path
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.held_out_order import check_read
-from lightning_uq.callbacks.sibling import WRITTEN_BY, tell_left_out, with_states
+from lightning_uq.callbacks.sibling import WRITTEN_BY, report_left_out, with_states
 from lightning_uq.checkpoint_files import (
     LIGHTNING_VERSION,
     hyperparameter_entries,
@@ -30,38 +30,38 @@ from lightning_uq.running.ranks import ProcessGroup, raising_on_all_ranks
 from lightning_uq.running.transforms import transforms_of
 
 COLUMNS = "lightning_uq_columns"
-"""Key in a ``-uq.ckpt``: the names of a table's columns that make the model's input, in order."""
+"""Key in a ``-uq.ckpt``: the names of the table columns that form the model's input, in order."""
 
 
 def save_fitted(
     path: str | Path, model: nn.Module, callbacks: Sequence[FittingCallback], *, columns: Sequence[str] | None = None
 ) -> None:
-    """Write a model's weights, and what callbacks fitted on them, to one file, from which :func:`load_fitted` makes a plain module.
+    """Write a model's weights and the states of its fitted callbacks to one file, which :func:`load_fitted` loads as a plain module.
 
-    It is for a model that is trained already: ``callback.fit(model, loader)`` needs no Trainer, and writes no file. This file is the
-    same as the ``-uq.ckpt`` that a Trainer's fit writes: ``Trainer(callbacks=...).test(model, ckpt_path=path)`` takes the states
-    from it, and ``load_from_checkpoint`` the weights. A training cannot be resumed from it, since it has no state of an optimizer.
+    Use it for a model that is already trained: ``callback.fit(model, loader)`` needs no Trainer and writes no file. The file is
+    equivalent to the ``-uq.ckpt`` of a Trainer's fit: ``Trainer(callbacks=...).test(model, ckpt_path=path)`` reads the states
+    from it, and ``load_from_checkpoint`` the weights. It cannot resume a training, since it has no optimizer state.
 
-    The file holds plain data alone and loads under ``weights_only=True``; it appears as a whole or not at all. The ``uq_ckpt_path`` of
-    each callback then names it. The order of ``callbacks`` makes no difference: what one fit read of another is in its state. Where
-    :class:`ConformalSets`, say, were fitted to calibrated predictions, pass the calibration too. A module of this package shows each fit the results of those before it. For any other, name them:
+    The file holds only plain data and loads with ``weights_only=True``. It is written atomically. Afterwards, the ``uq_ckpt_path`` of
+    each callback names it. The order of ``callbacks`` does not matter, since each state records which other fits it read. If, for
+    example, :class:`ConformalSets` were fitted to calibrated predictions, pass the calibration too. A module of this package shows each fit the results of the earlier ones. For any other module, name them:
     ``ConformalSets().fit(model, loader, after=[temperature])``.
 
-    Where ``torch.distributed`` has joined several processes, all of them call this function: the first one writes, the others wait for
-    it, and all raise if one fails. Processes without such a group do not know of each other: call it in one of them.
+    If ``torch.distributed`` is initialized, all processes must call this function: the first one writes, the others wait for
+    it, and all raise if one fails. Without a process group, call it in one process only.
 
     Args:
-        path: The file, on this machine or on a file system that fsspec knows. One that was there is replaced if it is such a file, too.
+        path: The file, local or on a file system that fsspec supports. An existing file is replaced only if it is of this kind.
         model: The model: a module of this package, any LightningModule, or a plain ``nn.Module``.
-        callbacks: The fitted callbacks, one or more. Those that fit nothing to weights, such as :class:`OODDetection`, have no state.
-        columns: Names of a table's columns that make the model's input [B, D], in order. ``lightning-uq score`` finds them by these names, in
-            any order; without names it takes a table's columns by position.
+        callbacks: The fitted callbacks, one or more. Callbacks without a fit to weights, such as :class:`OODDetection`, have no state.
+        columns: Names of the table columns that form the model's input [B, D], in order. ``lightning-uq score`` then finds the columns by
+            name, in any order; without names it uses them by position.
 
     Raises:
-        InputError: ``path`` cannot be written, or is a file of another kind, or has a name from which Lightning would resume; an
-            argument is of another type; two callbacks have one key; one was fitted without the result of another, or to that of one
-            that is not among them.
-        NotFittedError: A callback is not fitted, or was fitted on other weights, or to predictions alone.
+        InputError: ``path`` cannot be written, is a file of another kind, or has a name from which Lightning would resume; an
+            argument has another type; two callbacks have the same key; a callback was fitted without the result of another, or to the result of
+            a missing one.
+        NotFittedError: A callback is not fitted, or was fitted on other weights, or only to predictions.
 
     Example:
         >>> import tempfile
@@ -78,10 +78,10 @@ def save_fitted(
     ranks = ProcessGroup()
     with raising_on_all_ranks(ranks):
         if not isinstance(path, str | os.PathLike):
-            raise InputError(f"`path` must name a file, but its type is {type(path).__name__}.")
+            raise InputError(f"`path` must be the path of a file, but its type is {type(path).__name__}.")
         if not isinstance(model, nn.Module):
             raise InputError(f"`model` must be a torch.nn.Module, but its type is {type(model).__name__}.")
-        model = getattr(model, "_orig_mod", model)  # of `torch.compile`
+        model = getattr(model, "_orig_mod", model)  # unwraps `torch.compile`
         _check_callbacks(callbacks, model)
         check_read(callbacks)
         states = {one.state_key: one._state for one in callbacks}
@@ -93,7 +93,7 @@ def save_fitted(
         if ranks.rank == 0:
             _check_path(path)
             write_checkpoint(SingleDeviceStrategy("cpu"), content, path)
-            tell_left_out(path, content)
+            report_left_out(path, content)
     transforms = transforms_of(model)
     for one in callbacks:
         one.uq_ckpt_path = path
@@ -111,22 +111,22 @@ def _check_callbacks(callbacks: Sequence[FittingCallback], model: nn.Module) -> 
         name = type(one).__name__
         if not isinstance(one, FittingCallback):
             raise InputError(
-                f"`callbacks` must be callbacks that fit something to a model's weights, but {name} has no such state: leave it out."
+                f"`callbacks` must be callbacks that fit something to a model's weights, but {name} has no such state. Leave it out."
             )
         if one.state_key in keys:
             raise InputError(
-                f"`callbacks` holds two callbacks with the key {one.state_key!r}: pass a `name=` to one of them, and fit it again."
+                f"`callbacks` holds two callbacks with the key {one.state_key!r}. Pass a `name=` to one of them, and fit it again."
             )
         keys.add(one.state_key)
         if not one.fitted:
-            raise NotFittedError(f"{one.state_key} is not fitted: call `fit(model, loader)` first.")
+            raise NotFittedError(f"{one.state_key} is not fitted. Call `fit(model, loader)` first.")
         if one._fingerprint is None:
             raise NotFittedError(
-                f"{one.state_key} was fitted to predictions in memory, so it belongs to no weights: call `fit(model, loader)` instead."
+                f"{one.state_key} was fitted to predictions in memory, so its weights are unknown. Call `fit(model, loader)` instead."
             )
-        if not torch.equal(one._fingerprint, current):  # in every precision, since the file's weights are these
+        if not torch.equal(one._fingerprint, current):  # exact, since the file gets these weights
             raise NotFittedError(
-                f"{one.state_key} was fitted on other weights than `model` has, or before their precision changed: call `fit(model, loader)` "
+                f"{one.state_key} was fitted on other weights than those of `model`, or before their precision changed. Call `fit(model, loader)` "
                 "again."
             )
 
@@ -135,24 +135,22 @@ def _check_path(path: str) -> None:
     name = Path(path).name
     if name.startswith("last") and name.endswith(".ckpt"):
         raise InputError(
-            f"`path` must not begin with `last`, but its name is {name}, which Lightning takes for a checkpoint to resume from: call it "
-            f"{name.replace('last', 'model', 1)}, say."
+            f"`path` must not begin with `last`, since Lightning would resume from a file named {name}. Use a name such as "
+            f"{name.replace('last', 'model', 1)}."
         )
     if is_local_path(path):
         if not Path(path).absolute().parent.is_dir():
             raise InputError(
-                f"`path` must be in a directory that exists, but there is no {Path(path).parent}: create it first."
+                f"`path` must be in an existing directory, but {Path(path).parent} does not exist. Create it first."
             )
         if Path(path).is_dir():
-            raise InputError(f"`path` must name a file, but {path} is a directory.")
-    if is_file(path) and WRITTEN_BY not in read_checkpoint(path, "`path` must be free, or name a file of this kind"):
-        raise InputError(
-            f"`path` must not name a checkpoint of a training, which would be lost, but {path} is one: choose another name."
-        )
+            raise InputError(f"`path` must be a file, but {path} is a directory.")
+    if is_file(path) and WRITTEN_BY not in read_checkpoint(path, "`path` must not exist, or be a file of this kind"):
+        raise InputError(f"`path` is {path}, a training checkpoint, which would be overwritten. Choose another name.")
 
 
 def _checkpoint_of(model: nn.Module) -> dict[str, Any]:
-    """The checkpoint of a model's weights that Lightning would write, without what only a Trainer has."""
+    """The checkpoint of a model's weights that Lightning would write, without the parts that need a Trainer."""
     checkpoint = {
         "epoch": 0,
         "global_step": 0,
@@ -165,7 +163,7 @@ def _checkpoint_of(model: nn.Module) -> dict[str, Any]:
             model.on_save_checkpoint(checkpoint)
         except Exception as error:
             raise InputError(
-                f"The `on_save_checkpoint` of {type(model).__name__} failed without a Trainer ({type(error).__name__}: {error}): let it do "
-                "without one."
+                f"`on_save_checkpoint` of {type(model).__name__} failed without a Trainer ({type(error).__name__}: {error}). Make it "
+                "work without one."
             ) from error
     return checkpoint

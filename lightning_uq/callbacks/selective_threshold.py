@@ -1,4 +1,4 @@
-"""The certainty above which a classifier answers, for an error rate of its answers, on any LightningModule that classifies."""
+"""A threshold for the certainty of a classifier's answers that bounds their error rate, for any LightningModule that classifies."""
 
 from typing import Any
 
@@ -21,25 +21,25 @@ from lightning_uq.tasks import Task, describe
 
 
 class SelectiveThreshold(HeldOutCallback):
-    """The lowest certainty above which at most a share ``risk`` of the answers is wrong, with a probability of 1 - delta.
+    """The lowest certainty above which at most a share ``risk`` of the answers is wrong, with a probability of at least 1 - delta.
 
-    Fitted by Learn then Test on the validation rows, which must be independent, and of the distribution of the later rows. If no threshold can be
-    certified, no row is answered, and a warning says so: about log(num_levels / delta) / risk rows without an error are needed.
+    The threshold is fitted by Learn then Test on the validation rows, which must be independent and distributed like later rows. If no threshold can be
+    certified, no row is answered, and a warning says so. The fit needs about log(num_levels / delta) / risk rows without an error.
 
-    Predictions carry ``answered``, bool [B]. A test logs ``uq/test_answered``, the share of rows that are answered, and
-    ``uq/test_selective_error``, the error rate among them. Callbacks that change probabilities, such as :class:`TemperatureScaling`,
-    stand before this one. An input that is not finite is not answered.
+    Predictions carry ``answered``, bool [B]. A test logs ``uq/test_answered``, the share of answered rows, and
+    ``uq/test_selective_error``, their error rate. Callbacks that change probabilities, such as :class:`TemperatureScaling`,
+    must stand before this one. An input that is not finite is not answered.
 
     Args:
-        risk: The error rate of the answers that is allowed, in (0, 1).
-        delta: The probability, over draws of the validation rows, that it is exceeded, in (0, 1).
-        uncertainty: Name of the score of predictions by which rows are ranked, the lowest first; None takes the largest probability.
-        num_levels: Number of thresholds that are tested.
+        risk: The largest allowed error rate of the answers, in (0, 1).
+        delta: The probability of exceeding it, over draws of the validation rows, in (0, 1).
+        uncertainty: Name of the predictions' score that ranks rows, the lowest first; None takes the largest probability.
+        num_levels: Number of tested thresholds.
         fitting: ``max_rows`` and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
             ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Raises:
-        InputError: An argument is not as above, or predictions have no such score.
+        InputError: An argument is invalid, or predictions have no such score.
 
     Source: Angelopoulos et al., "Learn then Test" (arXiv 2110.01052); Geifman & El-Yaniv, NeurIPS 2017 (arXiv 1705.08500).
 
@@ -75,18 +75,18 @@ class SelectiveThreshold(HeldOutCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         own = {"risk": self.risk, "delta": self.delta, "uncertainty": self.uncertainty, "num_levels": self.num_levels}
         return {**super().settings, **own}
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task without one class per input."""
+        """Reject a task without one class per input."""
         if not task.has_classes or task.has_positions:
             why = "the positions of a map are not independent" if task.has_positions else "it has no classes"
-            raise InputError(f"SelectiveThreshold is for one class per input, but the task is {describe(task)}: {why}.")
+            raise InputError(f"SelectiveThreshold needs one class per input, but the task is {describe(task)}: {why}.")
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """The certainty of each row [N], and whether its label is wrong."""
+        """The certainty of each row [N], and whether its predicted label is wrong."""
         confidence = certainties(prediction, self.uncertainty)
         wrong = prediction.label != target.to(prediction.label.device)
         return confidence, wrong.long()
@@ -97,7 +97,7 @@ class SelectiveThreshold(HeldOutCallback):
         threshold = selective_threshold(confidence, wrong.bool(), self.risk, self.delta, self.num_levels)
         if bool(threshold.isposinf()):
             rank_zero_warn(
-                f"SelectiveThreshold certifies no threshold, so nothing is answered: among {len(wrong)} rows with {int(wrong.sum())} errors, no "
+                f"SelectiveThreshold certifies no threshold, so no row is answered. Among {len(wrong)} rows with {int(wrong.sum())} errors, no "
                 f"certainty has an error rate of at most risk={self.risk:g} with a probability of {1 - self.delta:g}. Fit more rows, or allow "
                 "more risk."
             )
@@ -105,10 +105,10 @@ class SelectiveThreshold(HeldOutCallback):
 
     @property
     def threshold(self) -> Tensor:
-        """The certainty, -log of the probability of all other classes together, above which rows are answered; or minus the score that ``uncertainty`` names.
+        """The certainty above which rows are answered: -log of the total probability of all other classes, or minus the score named by ``uncertainty``.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         found: Tensor = self.state["threshold"]
         return found
@@ -119,30 +119,30 @@ class SelectiveThreshold(HeldOutCallback):
         return {"selective_threshold": float(self.threshold)}
 
     def transform(self) -> "SelectiveTransform":
-        """Predictions carry whether they are answered."""
+        """The transform that adds the mask of answered rows to predictions."""
         return SelectiveTransform(self.threshold, self.uncertainty, self.carried())
 
     def answered(self, prediction: Prediction) -> Tensor:
-        """Whether each prediction is sure enough: bool [B].
+        """Whether each prediction is certain enough to be answered: bool [B].
 
         Raises:
-            NotFittedError: Nothing was fitted.
-            InputError: The prediction is of another kind, or calibrated otherwise than those that were fitted.
+            NotFittedError: The callback is not fitted.
+            InputError: The prediction is of another kind, or has another calibration than the fitted ones.
         """
         changed: Any = self.change(prediction)
         mask: Tensor = changed.answered
         return mask
 
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """The share of rows that are answered, and the error rate among them."""
+        """The share of answered rows, and their error rate."""
         return {"answered": AnsweredShare(validate_args=False), "selective_error": SelectiveError(validate_args=False)}
 
 
 class SelectiveTransform(PredictionTransform):
-    """Adds whether predictions are sure enough.
+    """Adds the mask of predictions that are certain enough.
 
     Args:
-        threshold: The certainty above which they are.
+        threshold: The certainty above which they are answered.
         uncertainty: See :class:`SelectiveThreshold`.
         carried: The calibrations that a prediction must carry.
     """
@@ -156,14 +156,14 @@ class SelectiveTransform(PredictionTransform):
         self.carried = carried
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with its mask."""
+        """The prediction with its mask of answered rows."""
         confidence = certainties(prediction, self.uncertainty)
         self.carried.check(prediction)
         return prediction.replace(answered=confidence > self.threshold.to(confidence))
 
 
 def certainties(prediction: Any, uncertainty: str | None) -> Tensor:
-    """The certainty of each row [B], minus infinity where it is NaN."""
+    """The certainty of each row [B]; minus infinity if it is NaN."""
     if not isinstance(prediction, ClassProbabilities) or prediction.map_shape:
         what = "holds maps" if isinstance(prediction, ClassProbabilities) else f"is a {type(prediction).__name__}"
         raise InputError(f"`prediction` must hold one class per input, but it {what}.")

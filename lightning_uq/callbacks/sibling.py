@@ -1,4 +1,4 @@
-"""The file ``-uq.ckpt``: the weights of a checkpoint, and what was fitted on them; and the one that a training writes beside its best."""
+"""The file ``-uq.ckpt``: a checkpoint's weights and the states fitted on them. A training writes it beside its best checkpoint."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,13 +19,13 @@ WRITTEN_BY = "lightning_uq_written_by"
 """Key in a ``-uq.ckpt``: the class of the module that its states were fitted on, as plain data."""
 
 LEFT_OUT = "lightning_uq_left_out"
-"""Key in a ``-uq.ckpt``: the names of what the checkpoint of the training holds, and this file cannot hold as plain data."""
+"""Key in a ``-uq.ckpt``: the names of entries of the training checkpoint that are not plain data and are missing here."""
 
 _HYPER_PARAMETERS = f"{LightningModule.CHECKPOINT_HYPER_PARAMS_KEY}."
 
 
 def sibling_path(path: str | Path) -> str:
-    """Path of a checkpoint's sibling."""
+    """The path of a checkpoint's sibling."""
     return beside(path, f"{Path(path).stem}-uq.ckpt")
 
 
@@ -36,14 +36,14 @@ def write_sibling(
     trainer: Trainer,
     module: LightningModule,
 ) -> str | None:
-    """Write the weights that were fitted on together with the fitted states, as plain data. A collective.
+    """Write the fitted weights together with the fitted states, as plain data. A collective.
 
     Args:
-        best: The checkpoint whose weights they are, whose sibling is written; None for the last weights, ``uq-last.ckpt``.
+        best: The checkpoint with these weights, whose sibling is written; None writes the last weights to ``uq-last.ckpt``.
         states: State by callback key; None for a callback that was not fitted on these weights.
-        written: Files that this training's callbacks have written, and may replace.
+        written: Files that this training's callbacks wrote and may replace.
         trainer: The Trainer of the fit.
-        module: The module that was fitted on.
+        module: The module of the fit.
 
     Returns:
         Path of the file, or None if no ModelCheckpoint has a directory.
@@ -54,7 +54,7 @@ def write_sibling(
         return None
     checkpoint = with_states(read_back(best, trainer) if best is not None else _last(trainer), states, module)
     if path not in written:
-        tell_left_out(path, checkpoint)
+        report_left_out(path, checkpoint)
     write_checkpoint(trainer.strategy, checkpoint, path)
     return path
 
@@ -62,12 +62,12 @@ def write_sibling(
 def with_states(
     checkpoint: Mapping[str, Any], states: Mapping[str, FittedState | None], module: nn.Module
 ) -> dict[str, Any]:
-    """The content of a ``-uq.ckpt``: a checkpoint's plain part, with fitted states inside, and the class of its module.
+    """The content of a ``-uq.ckpt``: the plain data of a checkpoint, the fitted states, and the class of the module.
 
     Args:
         checkpoint: The checkpoint.
         states: State by callback key; None for a callback whose state the checkpoint must not hold.
-        module: The module that was fitted on.
+        module: The module of the fit.
     """
     content, left_out = plain_part(checkpoint)
     kept = {key: state for key, state in (content.get("callbacks") or {}).items() if key not in states}
@@ -76,14 +76,14 @@ def with_states(
     content[WRITTEN_BY] = {"class_path": class_path, "is_ours": is_uncertainty_module(module)}
     if (kind := LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE) in left_out:
         left_out.remove(kind)
-        content[kind] = "AttributeDict"  # a name, for which Lightning takes the class that it has for hyper-parameters
+        content[kind] = "AttributeDict"  # Lightning replaces this name by its own class for hyper-parameters
     if left_out:
         content[LEFT_OUT] = left_out
     return content
 
 
-def tell_left_out(path: str, content: Mapping[str, Any]) -> None:
-    """Tell what a ``-uq.ckpt`` had to leave out, if anything."""
+def report_left_out(path: str, content: Mapping[str, Any]) -> None:
+    """Log the entries that a ``-uq.ckpt`` leaves out, if any."""
     left_out = content.get(LEFT_OUT)
     if not left_out:
         return
@@ -93,13 +93,13 @@ def tell_left_out(path: str, content: Mapping[str, Any]) -> None:
         else ""
     )
     rank_zero_info(
-        f"{path} leaves out {', '.join(left_out)}, since a checkpoint that loads with `weights_only=True` holds plain data "
-        f"alone.{again}"
+        f"{path} leaves out {', '.join(left_out)}, because a checkpoint for `weights_only=True` can hold only plain "
+        f"data.{again}"
     )
 
 
 def _last(trainer: Trainer) -> dict[str, Any]:
-    """The checkpoint of the weights that the module now holds."""
+    """The checkpoint of the module's current weights."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     held = _HeldWeights()
     callbacks.append(held)
@@ -110,7 +110,7 @@ def _last(trainer: Trainer) -> dict[str, Any]:
 
 
 class _HeldWeights(Callback):
-    """Lets a checkpoint hold the module's own weights. An averaging callback has put its last average in their place."""
+    """Makes a checkpoint hold the module's own weights, where an averaging callback has put its last average."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called after the other callbacks, and before the module's own hook, which may rename or drop weights."""
@@ -123,7 +123,7 @@ def _path_of_last(trainer: Trainer, written: set[str | None]) -> str | None:
         return None
     free = None
     if trainer.is_global_zero:
-        # Not "last-uq.ckpt": Lightning would take any name that begins with "last" for the one to resume from.
+        # Not "last-uq.ckpt", since Lightning resumes from files whose names begin with "last".
         names = ["uq-last.ckpt", *(f"uq-last-v{i}.ckpt" for i in range(1, 1000))]
         paths = (in_folder(str(checkpoints[0].dirpath), name) for name in names)
         free = next(path for path in paths if path in written or not is_file(path))
@@ -132,9 +132,9 @@ def _path_of_last(trainer: Trainer, written: set[str | None]) -> str | None:
 
 
 def check_complete(path: str | Path, checkpoint: Mapping[str, Any], given: Iterable[str], advice: str) -> None:
-    """Raise an :class:`InputError` if a ``-uq.ckpt`` had to leave hyper-parameters out, and they are not given.
+    """Raise an :class:`InputError` if a ``-uq.ckpt`` lacks hyper-parameters that are not given.
 
-    Their defaults would stand in for them, and weights do not tell which activation function they belong to.
+    Otherwise their defaults would be used, and weights do not show, for example, the activation function.
     """
     left_out = [name for name in checkpoint.get(LEFT_OUT, ()) if name.startswith(_HYPER_PARAMETERS)]
     lacking = [name for name in (name.removeprefix(_HYPER_PARAMETERS) for name in left_out) if name not in given]
@@ -143,10 +143,10 @@ def check_complete(path: str | Path, checkpoint: Mapping[str, Any], given: Itera
 
 
 def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The fitted states that a ``-uq.ckpt`` holds, by key.
+    """The fitted states in a ``-uq.ckpt``, by key.
 
     Raises:
-        InputError: The file is no checkpoint, or holds none, or one that a newer release wrote.
+        InputError: The file is not a checkpoint, has no fitted state, or has one of a newer release.
     """
     callbacks = read_checkpoint(path).get("callbacks") or {}
     found = {
@@ -157,7 +157,7 @@ def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
     states = {key: state.to_dict() for key, state in found.items() if state is not None}
     if not states:
         raise InputError(
-            f"{path} holds no state of a fitted callback. A training with such callbacks writes one that does, beside the best checkpoint; without a "
-            "training, `save_fitted` does."
+            f"{path} holds no state of a fitted callback. A training with such callbacks writes a file with their states beside the best checkpoint. Without "
+            "a training, `save_fitted` does."
         )
     return states

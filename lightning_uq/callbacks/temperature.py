@@ -22,33 +22,33 @@ from lightning_uq.tasks import describe
 
 
 class TemperatureScaling(Calibration):
-    """Temperature scaling after training, on any LightningModule that classifies.
+    """Temperature scaling after training, for any LightningModule that classifies.
 
-    Fitted on the validation data in float64, whatever the precision of the training. Held-out likelihood usually falls,
-    but nothing guarantees that it does: a temperature fitted on few rows can be worse than none.
+    The temperature is fitted on the validation data in float64, for any precision of the training. It usually improves the
+    held-out likelihood, but not always: a temperature fitted on few rows can make it worse.
 
-    - ``scope="pooled"``: T on the log of the mean probabilities (Rahaman and Thiery). Several members stay as they are, hence
-      mutual information and joint log-loss too.
-    - ``"shared"``: one T inside all members, whose pooled likelihood is fitted; joint predictions stay coherent.
-    - ``"member"``: each member's own, as DDU has it.
+    - ``scope="pooled"``: T acts on the log of the mean probabilities (Rahaman and Thiery). Members do not change, and neither do
+      mutual information and joint log-loss.
+    - ``"shared"``: one T acts inside all members and is fitted to their pooled likelihood. Joint predictions stay coherent.
+    - ``"member"``: each member has its own T, as in DDU.
 
-    For a single network the three are one.
+    For a single network, the three scopes are equal.
 
-    With the default arguments, or ``per_label``, a fit adds up sums over the rows, keeps none of them, and needs the same
-    memory for any number of pixels; its T is within a relative 3e-8 of that of all rows in memory. ``method="grid"`` and the
-    other scopes keep logits, of at most ``max_rows`` rows.
+    With the default arguments, or ``per_label``, a fit adds up sums over the rows and keeps none of them, so it needs the same
+    memory for any number of pixels. Its T has a relative deviation of at most 3e-8 from that of all rows in memory. ``method="grid"`` and the
+    other scopes keep the logits of at most ``max_rows`` rows.
 
     Args:
         objective: ``"nll"``, or ``"ece"`` with ``method="grid"``.
-        method: ``"newton"``, or ``"grid"``, DDU's 0.1, 0.2, ..., 10.
+        method: ``"newton"``, or ``"grid"`` for DDU's grid 0.1, 0.2, ..., 10.
         scope: ``"pooled"``, ``"shared"`` or ``"member"``.
         per_label: Whether each label of a :class:`~lightning_uq.tasks.Multilabel` task has its own T.
-        fitting: ``max_rows`` (where rows are kept: above 2^20, a random sample of so many is fitted), and arguments of
+        fitting: ``max_rows`` (2^20 by default; if rows are kept and there are more, a random sample is fitted), and arguments of
             :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``, ``predict_fn``,
             ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Raises:
-        InputError: At the start of the training, where there is no validation data or it has no labels.
+        InputError: At the start of the training, if there are no validation data or they have no labels.
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599); Rahaman & Thiery, NeurIPS 2021 (arXiv 2007.08792).
 
@@ -84,16 +84,16 @@ class TemperatureScaling(Calibration):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         fit = {"objective": self.objective, "method": self.method, "scope": self.scope, "per_label": self.per_label}
         return {**super().settings, **fit}
 
     @property
     def temperature(self) -> Tensor:
-        """T, a scalar in float64, or [Z] with ``scope="member"``.
+        """T in float64: a scalar, or [Z] with ``scope="member"``.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         return self._get()
 
@@ -106,11 +106,11 @@ class TemperatureScaling(Calibration):
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether a fit needs its rows in memory, rather than sums over them."""
+        """Whether a fit keeps its rows in memory, rather than sums over them."""
         return self.of_members or self.method == "grid"
 
     def new_reader(self, who: str, where: str) -> CalibrationReader:
-        """A reader of sums, or of rows where a fit needs them."""
+        """A reader of sums, or of rows if the fit keeps them."""
         if self.keeps_rows:
             return super().new_reader(who, where)
         return TemperatureReader(self.logits, who, where, per_label=self.per_label)
@@ -134,12 +134,12 @@ class TemperatureScaling(Calibration):
         }
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The temperature of members' logits [Z, N, C]."""
+        """The temperature for the logits [Z, N, C] of members."""
         fitted = fit_ensemble_temperature(logits, labels, self.scope, self.objective, self.method)
         return {"temperature": fitted}
 
     def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
-        """One temperature, or with ``per_label`` one per label [L]; a label without both values gets that of all labels."""
+        """One temperature, or one per label [L] with ``per_label``. A label without both values gets that of all labels."""
         fitted = self.fit_members(rows.logits, rows.labels)
         if not self.per_label:
             return fitted
@@ -152,12 +152,12 @@ class TemperatureScaling(Calibration):
         return {"temperature": self._of_labels(fitted["temperature"], known, fit)}
 
     def _of_labels(self, of_all: Tensor, known: Tensor, fit: Callable[[int], Tensor]) -> Tensor:
-        """The temperature of each label [L]; that of all labels where both values are not ``known``."""
+        """The temperature of each label [L]; that of all labels if not both of its values are ``known``."""
         unfitted = (~known).nonzero().squeeze(1).tolist()
         if unfitted:
             rank_zero_warn(
-                f"TemperatureScaling gives labels {unfitted} the temperature of all labels, because the fitting data holds only one "
-                "value of them, 0 or 1."
+                f"TemperatureScaling gives labels {unfitted} the temperature of all labels, because the fitting data hold only one "
+                "of their values, 0 or 1."
             )
         return torch.stack([fit(label) if known[label] else of_all for label in range(len(known))])
 
@@ -171,16 +171,16 @@ class TemperatureScaling(Calibration):
         return calibrated  # type: ignore[no-any-return]
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
-        """Look for labels and logits, and for several labels with ``per_label``."""
+        """Check that the batch holds labels and the model returns logits, and that there are several labels with ``per_label``."""
         super().check_batch(model, batch, trainer)
         task = self.logits.task(model)
         if self.per_label and task.has_classes:
             raise InputError(
-                f"`per_label` is for several labels per input, but the task is {describe(task)}. Leave it out."
+                f"`per_label` needs several labels per input, but the task is {describe(task)}. Leave it out."
             )
 
     def transform(self) -> "TemperatureTransform":
-        """Predictions carry the temperature, or tempered members."""
+        """The transform that adds the temperature to predictions, or tempers their members."""
         return TemperatureTransform(self.temperature, self.of_members)
 
 
@@ -188,7 +188,7 @@ class TemperatureTransform(PredictionTransform):
     """Adds a pooled temperature to a prediction, or tempers its members.
 
     Args:
-        temperature: T, a scalar, or [Z] of the members.
+        temperature: T: a scalar, or [Z] for members.
         of_members: Whether T acts inside the members.
     """
 
@@ -206,6 +206,6 @@ class TemperatureTransform(PredictionTransform):
         return prediction.replace(temperature=rounded_for(self.temperature, prediction))
 
     def _tempered(self, logits: Tensor) -> Tensor:
-        logits = upcast(logits)  # a scalar T would not, and round again
+        logits = upcast(logits)  # a scalar T does not promote the dtype
         T = self.temperature.to(logits)
         return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)

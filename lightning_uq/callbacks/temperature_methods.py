@@ -1,4 +1,4 @@
-"""Temperature scaling as rows of the comparison, one per plain network."""
+"""Temperature scaling as methods of the comparison, one per plain network."""
 
 from lightning.pytorch import Callback
 

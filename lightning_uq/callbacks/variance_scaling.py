@@ -1,4 +1,4 @@
-"""One factor for the predicted variance of each target, on any LightningModule that predicts numbers."""
+"""One factor for the predicted variance of each target, for any LightningModule that predicts numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,20 +30,20 @@ from lightning_uq.tasks import Task
 class VarianceScaling(HeldOutCallback):
     """Multiplies the predicted variance of each target by a factor s^2 that is fitted to the validation data.
 
-    A distribution is stretched about its mean: y becomes mean + s (y - mean). So the mean stays, the aleatoric and the epistemic variance
-    grow by the same factor, and intervals grow by s. Predictions stay of their type:
+    The distribution is stretched about its mean: y becomes mean + s (y - mean). The mean does not change, the aleatoric and the epistemic variance
+    grow by the same factor, and intervals widen by s. Predictions keep their type:
 
-    - Gaussians, Student-t and mixtures: the factor has the greatest likelihood of the target's marginal. Of a single Gaussian, s^2 is the mean of
-      (y - mean)^2 / variance. Degrees of freedom and weights stay.
-    - Quantiles: their distances from the median are multiplied by the s with the least pinball loss. The levels must reach 0.5.
+    - Gaussians, Student-t and mixtures: the factor maximizes the likelihood of the target's marginal. For a single Gaussian, s^2 is the mean of
+      (y - mean)^2 / variance. Degrees of freedom and weights do not change.
+    - Quantiles: their distances from the median are multiplied by the s that minimizes the pinball loss. The levels must include 0.5 in their range.
     - Means without a variance: the factor is the variance of the targets about them. Predictions become Gaussians, one per hypothesis,
-      with it as their aleatoric variance; the spread of several hypotheses is the epistemic one.
+      with this aleatoric variance. The spread of several hypotheses is the epistemic variance.
 
-    Each of the D targets has a factor, since it has its own units and its own error; the steps of a horizon and the positions of a map
-    share it. A factor of 1 means that the variance was right on average. Missing targets (NaN) are left out.
+    Each of the D targets has its own factor, which the steps of a horizon and the positions of a map
+    share. A factor of 1 means that the variance was right on average. Missing targets (NaN) are skipped.
 
-    Predictions carry ``variance_scale`` [D]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95``, or, of quantiles, the metrics
-    of their task, before the scaling and, with the ending ``_calibrated``, after it. :func:`load_fitted` puts it into a plain module, which exports.
+    Predictions carry ``variance_scale`` [D]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95`` (for quantiles, the metrics
+    of their task) before the scaling and, with the suffix ``_calibrated``, after it. :func:`load_fitted` builds it into a plain module, which can be exported.
 
     Args:
         fitting: ``max_rows`` (2^16 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader),
@@ -67,11 +67,11 @@ class VarianceScaling(HeldOutCallback):
         super().__init__(max_rows=max_rows, **fitting)
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task without numbers."""
+        """Reject a task without numbers."""
         check_numeric(task, type(self).__name__)
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
-        """The arguments of the fit of such predictions: see :meth:`NumberPrediction.scaling_rows`."""
+        """The inputs of the fit from such predictions: see :meth:`NumberPrediction.scaling_rows`."""
         self.preview(check_rows(prediction))
         found: tuple[Tensor, ...] = prediction.scaling_rows(target)
         residual = found[0] if len(found) > 1 else found[0].amax(1)
@@ -86,10 +86,10 @@ class VarianceScaling(HeldOutCallback):
 
     @property
     def variance_scale(self) -> Tensor:
-        """The factors s^2 [D] in float64; of means without a variance, their variances.
+        """The factors s^2 [D] in float64; for means without a variance, their variances.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         found: Tensor = self.state["variance_scale"]
         return found
@@ -103,10 +103,10 @@ class VarianceScaling(HeldOutCallback):
         return {f"variance_scale/{d}": factor for d, factor in enumerate(factors)}
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Refuse a state of another kind.
+        """Reject a state of another kind.
 
         Raises:
-            InputError: It has no factor.
+            InputError: The state has no factor.
         """
         check_state(type(self).__name__, "variance_scale", tensors)
 
@@ -117,11 +117,11 @@ class VarianceScaling(HeldOutCallback):
         return numbers.scaled(torch.ones(dims, device=numbers.device))
 
     def transform(self) -> "ScalingTransform":
-        """Predictions are scaled."""
+        """The transform that scales predictions."""
         return ScalingTransform(self.variance_scale, self.carried())
 
     def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
-        """The task's scores of a distribution; of means, which have none before, those of a Gaussian."""
+        """The task's metrics of a distribution. For means, they are those of a Gaussian, only after the change."""
         return distribution_metrics(task, when)
 
 

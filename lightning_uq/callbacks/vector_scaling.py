@@ -9,10 +9,10 @@ from lightning_uq.functional.vector_scaling import fit_vector_scaling
 
 
 class VectorScaling(Calibration):
-    """A scale and a bias per class, with a ridge towards the fitted temperature, on any LightningModule that classifies.
+    """A scale and a bias per class, with a ridge towards the fitted temperature, for any LightningModule that classifies.
 
-    The ridge's strength is chosen by five-fold validation likelihood; where no strength beats the temperature alone, it is
-    the temperature. Applied to the log of the mean probabilities: members stay as they are.
+    The strength of the ridge is chosen by five-fold cross-validated likelihood. If no strength beats the temperature alone, the
+    result is the temperature. It acts on the log of the mean probabilities, so the members do not change.
 
     Args:
         fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of
@@ -37,7 +37,7 @@ class VectorScaling(Calibration):
         """Scale and bias [2, C] in float64.
 
         Raises:
-            NotFittedError: Nothing was fitted.
+            NotFittedError: The callback is not fitted.
         """
         return self._get()
 

@@ -1,4 +1,4 @@
-"""Whether a fitted state belongs to the weights in memory, and what to do if it does not."""
+"""Checks whether a fitted state belongs to the weights in memory, and decides what to do if it does not."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,10 +16,10 @@ from lightning_uq.running.fitted_state import FittedState
 
 @dataclass(frozen=True)
 class Decision:
-    """What a callback does at the first batch of a validation, test or prediction.
+    """The action of a callback at the first batch of a validation, test or prediction.
 
     Attributes:
-        action: ``"keep"`` the state in memory, ``"load"`` the one of a file, ``"refit"``, or raise an ``"error"``.
+        action: ``"keep"`` the state in memory, ``"load"`` the state of a file, ``"refit"``, or raise an ``"error"``.
         text: The error, or the path of the file.
         state: The state of the file.
     """
@@ -31,7 +31,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a callback knows of its own fit.
+    """The properties of a callback's own fit.
 
     Attributes:
         name: Name of the callback, for the error.
@@ -51,7 +51,7 @@ class Fit:
 
 
 def decide(fit: Fit, trainer: Trainer, module: LightningModule) -> Decision:
-    """State in memory, else a sibling file, else a refit, else an error. Rank 0 decides for all ranks. A collective."""
+    """Choose the state in memory, else a sibling file, else a refit, else an error. Rank 0 decides for all ranks. A collective."""
     decision: Decision | None = None
     if trainer.is_global_zero:
         current = weights_fingerprint(module)
@@ -74,7 +74,7 @@ def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tenso
         try:
             states = read_checkpoint(path, "The -uq.ckpt must be a checkpoint").get("callbacks") or {}
             state = FittedState.read(states.get(fit.key), f"The state of {fit.key} in {path}")
-        except InputError as error:  # the caller tells the other ranks, too
+        except InputError as error:  # the caller shares the error with the other ranks
             refusal = str(error)
             continue
         if state is not None and state.fingerprint is not None and same_weights(state.fingerprint, current, module):
@@ -84,22 +84,22 @@ def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tenso
     if tested is not None and _holds_raw_weights(str(tested), module):
         return Decision(
             "error",
-            f"The weights in memory are not those of {tested} but the raw ones that it keeps beside the average: the "
-            "averaging callback of this Trainer put them there. Use a Trainer without the averaging callback.",
+            f"The weights in memory are not those of {tested}, but the raw ones that it stores beside the average: the "
+            "averaging callback of this Trainer loaded them. Use a Trainer without the averaging callback.",
         )
     if fit.is_repeatable:
         return Decision("refit")
     if refusal is not None:
         return Decision("error", refusal)
-    where = f", and there is none beside {tested}" if tested is not None else ""
+    where = f", and there is no such file beside {tested}" if tested is not None else ""
     if fit.fingerprint is not None and fit.path is None:
-        file = "It was fitted on other weights: load these (`save_fitted` writes a file that holds both),"
+        file = "It was fitted on other weights: load those (`save_fitted` writes a file that holds both),"
     else:
-        file = "Pass `ckpt_path=` the -uq.ckpt that the fit, or `save_fitted`, wrote,"
+        file = "Pass the -uq.ckpt that the fit or `save_fitted` wrote as `ckpt_path`,"
     return Decision(
         "error",
-        f"{fit.name} has no state that was fitted on the weights in memory{where}. {file} or pass `dataloader=` so that it can be "
-        "fitted now.",
+        f"{fit.name} has no state that was fitted on the weights in memory{where}. {file} or pass `dataloader=` to fit it "
+        "now.",
     )
 
 
@@ -109,7 +109,7 @@ def _holds_raw_weights(path: str, module: LightningModule) -> bool:
         return False
     try:
         raw = read_checkpoint(path).get("current_model_state")
-    except InputError:  # it was loaded with `weights_only=False`; this only looks for the reason of a mismatch
+    except InputError:  # loaded with `weights_only=False`; this only looks for the reason of a mismatch
         return False
     if raw is None:
         return False

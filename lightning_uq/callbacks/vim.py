@@ -1,4 +1,4 @@
-"""Virtual-logit matching: what of the features lies outside their principal subspace, against the logits."""
+"""Virtual-logit matching: compares the features outside their principal subspace with the logits."""
 
 import warnings
 from typing import Any
@@ -19,21 +19,21 @@ from lightning_uq.running.row_sample import RowSample
 class FitViM(FeatureCallback):
     """Virtual-logit matching after training: features and logits in one out-of-distribution score.
 
-    The norm of what lies outside the principal subspace of the training features becomes one more logit; the score is that
-    logit less the log-sum-exp of the others, which orders inputs as its softmax probability does. ``feature_layer`` must be the
-    linear one that makes the logits, which are taken from it as they are, before any calibration. While fitting, the
-    features of at most ``max_rows`` training rows are held in memory, N x D numbers.
+    The norm of the features outside the principal subspace of the training features becomes an additional logit. The score is that
+    logit minus the log-sum-exp of the others, which orders inputs like its softmax probability. ``feature_layer`` must be the
+    linear layer that makes the logits; they are taken before any calibration. During the fit, the
+    features of at most ``max_rows`` training rows, N x D numbers, are kept in memory.
 
-    The predictions of this package's modules then carry the score as ``ood_score``; with :class:`OODDetection` the score ``vim`` is among those
-    logged; :meth:`score` gives it for any loader. An ensemble's is the mean of its members'. Labels are not looked at, but for the
+    The predictions of this package's modules then carry the score as ``ood_score``. :class:`OODDetection` logs it as ``vim``, and
+    :meth:`score` returns it for any loader. The score of an ensemble is the mean over its members. Labels are not used, except the
     ``ignore_index`` of a segmentation.
 
     Args:
-        dim: Dimension of the principal subspace; by default the paper's, 1000 from D = 2048, else 512 from D = 768, else D / 2.
-        max_rows: The largest number of training rows that are read; above it a random sample of so many is, the same on any number
+        dim: Dimension of the principal subspace; by default as in the paper: 1000 for D >= 2048, 512 for D >= 768, and D / 2 otherwise.
+        max_rows: The largest number of training rows to read. If there are more, a random sample is read, the same on any number
             of ranks. None reads all.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name`` and
-            the like.
+            others.
 
     Raises:
         InputError: The layer is not linear; the features hold NaN, or leave nothing outside the subspace; there is no
@@ -68,7 +68,7 @@ class FitViM(FeatureCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
+        """The arguments that a fit depends on."""
         return {**super().settings, "dim": self.dim}
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:

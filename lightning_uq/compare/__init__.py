@@ -1,4 +1,4 @@
-"""The comparison of methods, as ``lightning-uq compare`` runs it."""
+"""The comparison of methods, as run by ``lightning-uq compare``."""
 
 from lightning_uq.compare.configuration import Configuration, Recipe
 from lightning_uq.compare.directory.writing import write

@@ -1,7 +1,7 @@
-"""The bandit: regret of the testbed's agents under Thompson sampling, on the same problems with the same luck.
+"""The bandit: regret of the testbed's agents under Thompson sampling, on the same problems with the same random numbers.
 
 The configuration is that of ``neural_testbed.bandit``: two inputs, 50 actions per dimension, T = 0.1, Adam at 1e-3, one step on 128
-samples after each action, and an L2 term 2 T lambda sum p^2 / t that fades as data come. Its runs are 10,000 steps long.
+samples after each action, and an L2 term 2 T lambda sum p^2 / t that fades as data arrive. Its runs have 10,000 steps.
 """
 
 import functools
@@ -29,19 +29,17 @@ from lightning_uq.report.table import Column
 from lightning_uq.tasks import Classification
 
 ALL_AGENTS = (*DEFAULT_AGENTS, "hypermodel")
-"""The agents that play; a run that names none takes the first six. Softmax is greedy, and uniform takes any action."""
+"""The available agents. A run without named agents uses the first six. Softmax is greedy, and uniform takes random actions."""
 
 LEARNING_RATE = 1e-3
 L2 = {"epinet": 0.2}
-"""lambda of the L2 term, where it is not 1."""
+"""lambda of the L2 term, if it is not 1."""
 
 CURVE_POINTS = 100
 LAST = 0.1
-"""Share of the steps that the regret at the end is a mean of."""
+"""The share of the last steps over which the regret at the end is averaged."""
 
-_NUM_TRAIN = (
-    100  # what the testbed tells an agent of a bandit; with the L2 term faded here, no configuration depends on it
-)
+_NUM_TRAIN = 100  # the number that the testbed tells a bandit's agent; it has no effect, since the L2 term fades here
 
 COLUMNS = (
     Column("regret", "Regret", "lower", "testbed", lambda value: f"{value:,.2f}", "Regret over all steps"),
@@ -58,14 +56,14 @@ class BanditConfiguration:
         methods: Names among :data:`ALL_AGENTS`; None: the default agents of the testbed.
         seeds: Number of problems n; their seeds, and the agents', are ``seed`` ... ``seed + n - 1``.
         seed: The first seed.
-        steps: Actions of a run.
+        steps: Number of actions per run.
         input_dim: d.
-        num_actions: Actions to choose among; None: 50 d.
+        num_actions: Number of available actions; None: 50 d.
         temperature: T of the problem.
-        fresh_actions: Whether every step offers other actions.
+        fresh_actions: Whether every step has new actions.
 
     Raises:
-        InputError: A number is out of range, or a name unknown.
+        InputError: A number is out of range, or a name is unknown.
     """
 
     methods: Sequence[str] | None = None
@@ -93,15 +91,15 @@ class BanditConfiguration:
         object.__setattr__(self, "methods", names)  # the dataclass is frozen
         if self.num_actions is None:
             object.__setattr__(self, "num_actions", 50 * self.input_dim)
-        self.make_bandit(self.seed)  # it refuses what is out of range
+        self.make_bandit(self.seed)  # raises for arguments that are out of range
 
     def make_bandit(self, seed: int) -> Bandit:
-        """The problem of a seed, as it was before the first action."""
+        """The problem for a seed, before the first action."""
         assert self.num_actions is not None
         return Bandit(self.input_dim, self.num_actions, self.temperature, self.fresh_actions, seed)
 
     def make_agent(self, method: str) -> UncertaintyModule:
-        """An untrained agent, with the configuration that it has on the testbed."""
+        """An untrained agent with its configuration on the testbed."""
         setting = AgentSetting(
             data="testbed",
             task=Classification(),
@@ -119,12 +117,12 @@ class BanditConfiguration:
 
 @dataclass(frozen=True)
 class BanditResult:
-    """What :func:`play` found.
+    """The result of :func:`play`.
 
     Attributes:
-        configuration: What was played, every default filled in.
-        regret: For each method its regret up to each step, in float64: [seeds, steps].
-        seconds: For each method the time of each run.
+        configuration: The configuration, with all defaults filled in.
+        regret: For each method, the regret up to each step, in float64: [seeds, steps].
+        seconds: For each method, the time of each run.
     """
 
     configuration: BanditConfiguration
@@ -132,7 +130,7 @@ class BanditResult:
     seconds: dict[str, list[float]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One mapping a method: mean and standard error over seeds of each of :data:`COLUMNS`."""
+        """One mapping per method: mean and standard error over seeds of each of :data:`COLUMNS`."""
         last = max(1, round(LAST * self.configuration.steps))
         rows = []
         for method, regret in self.regret.items():
@@ -144,7 +142,7 @@ class BanditResult:
         return rows
 
     def results(self) -> dict[str, Any]:
-        """The contents of ``results.json``: the rows, and each seed's regret at :data:`CURVE_POINTS` steps at most."""
+        """The contents of ``results.json``: the rows, and each seed's regret at up to :data:`CURVE_POINTS` steps."""
         configuration = self.configuration
         points = torch.linspace(1, configuration.steps, min(CURVE_POINTS, configuration.steps)).round().long()
         curves = {method: regret[:, points - 1].tolist() for method, regret in self.regret.items()}
@@ -162,8 +160,8 @@ def play(configuration: BanditConfiguration, progress: Progress | None = None) -
     """Let every agent play every problem.
 
     Args:
-        configuration: What to play.
-        progress: Told of every run, and of every step as of an epoch.
+        configuration: The configuration.
+        progress: Gets every run, and every step as an epoch.
 
     Raises:
         InputError: An agent's training diverged.

@@ -13,24 +13,24 @@ from lightning_uq.errors import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every method is trained: Adam until the validation NLL stops falling; the best epoch's weights are kept.
+    """The training of every method: Adam until the validation NLL stops falling. The weights of the best epoch are kept.
 
-    The defaults come from the validation NLL on the digits, of softmax above all, with seeds from 100 on, which the
-    comparison does not use: among learning rates of 3e-4 to 3e-3, batches of 32 to 128, a patience of 10 or 20 and weight
-    decays up to 1. Batches of 32 were best; learning rates of 1e-3 to 3e-3 did not differ, nor did the patience; decay
+    The defaults were chosen by the validation NLL on the digits, mainly of softmax, with seeds from 100 on, which the
+    comparison does not use. The candidates were learning rates of 3e-4 to 3e-3, batches of 32 to 128, a patience of 10 or 20, and weight
+    decays up to 1. Batches of 32 were best. Learning rates of 1e-3 to 3e-3 did not differ, and neither did the patience. Weight decay
     gained less than half a standard error.
 
-    For regression too, neither another learning rate nor another batch size was better than by its error, but training three times as long was:
+    For regression, no other learning rate or batch size was better by more than the error either, but training three times as long was:
     see :data:`REGRESSION_EPOCHS`.
 
     Attributes:
-        max_epochs: Epochs at most; None: 100, or 300 for regression.
+        max_epochs: Maximum number of epochs; None: 100, or 300 for regression.
         patience: Epochs without a better validation NLL before training stops; None: 10, or 30 for regression.
-        learning_rate: Adam's.
-        batch_size: Samples a training batch.
-        steps: Instead of epochs until the validation NLL stops falling: so many steps, whose last weights are kept.
-        weight_decay: Adam's.
-        tune: Number of settings that are tried for each method and seed before it is compared: :mod:`~lightning_uq.compare.planning.tuning`.
+        learning_rate: Learning rate of Adam.
+        batch_size: Samples per training batch.
+        steps: A fixed number of steps, instead of epochs until the validation NLL stops falling. The last weights are kept.
+        weight_decay: Weight decay of Adam.
+        tune: Number of settings to try for each method and seed: see :mod:`~lightning_uq.compare.planning.tuning`.
     """
 
     max_epochs: int | None = None
@@ -42,7 +42,7 @@ class Recipe:
     tune: int = 0
 
     def for_task(self, task: str) -> "Recipe":
-        """The recipe with the epochs that suit a task where none are given.
+        """The recipe with the default epochs for a task, if none are given.
 
         Example:
             >>> Recipe(max_epochs=50).for_task("regression").patience
@@ -60,11 +60,11 @@ EPOCHS = (100, 10)
 """Largest number of epochs, and patience."""
 
 REGRESSION_EPOCHS = (300, 30)
-"""Those of regression. The validation NLL of a Gaussian network on UCI's yacht, energy and concrete (targets standardised, seeds 100 and 101) was
--1.86, -1.50 and 0.25 with them, and -1.06, -1.17 and 0.25 with 100 epochs and a patience of 10: ``benchmarks/regression_defaults.md``."""
+"""The same for regression. The validation NLL of a Gaussian network on UCI's yacht, energy and concrete (standardized targets, seeds 100 and 101) was
+-1.86, -1.50 and 0.25 with these numbers, and -1.06, -1.17 and 0.25 with 100 epochs and a patience of 10: ``benchmarks/regression_defaults.md``."""
 
 TESTBED_RECIPE = Recipe(learning_rate=1e-3, batch_size=100, steps=1000)
-"""How the Neural Testbed trains its agents."""
+"""The training of the Neural Testbed's agents."""
 
 
 @dataclass(frozen=True)
@@ -73,26 +73,26 @@ class Configuration:
 
     Attributes:
         data: A name, or the path of a file or a folder: see :func:`~lightning_uq.data.open_data`; or ``"testbed"``.
-        data_module: Instead of ``data``: a LightningDataModule of one's own, ``"my.module:MyDataModule"``.
-        target: Columns of a table that are predicted.
-        task: Name of the task, if it is not the one that the targets say.
+        data_module: A user's LightningDataModule instead of ``data``, ``"my.module:MyDataModule"``.
+        target: Target columns of a table.
+        task: Name of the task, if it is not the one that the targets imply.
         root: Folder of the files of named data sets, such as UCI's.
         problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
-        ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of other data.
-        ood: Path of a table with out-of-distribution rows, beside a table.
-        network: Name of the backbone that all methods share (:func:`~lightning_uq.networks.backbone`); None: one that suits the inputs.
-        module: A LightningModule of one's own, ``"my.module:LitModel"``: its rows are added to the named methods, or stand alone.
+        ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 for the digits, and none for other data.
+        ood: Path of a table with out-of-distribution rows, if the data are a table.
+        network: Name of the backbone that all methods share (:func:`~lightning_uq.networks.backbone`); None: a default for the inputs.
+        module: A user's LightningModule, ``"my.module:LitModel"``. Its rows are compared with the named methods, if any.
         config: A YAML or JSON file with the arguments of ``module``, and of ``data_module`` or ``data``:
             :func:`~lightning_uq.compare.own_config.read_config`.
-        methods: Names of methods, ``.py`` files or modules that define some; None: all methods for the task, or the default agents of the
+        methods: Names of methods, or ``.py`` files or modules that define methods; None: all methods for the task, or the default agents of the
             testbed.
-        method_file: ``.py`` files or modules whose methods are compared too, whatever ``methods`` says.
-        baseline: The method that all are compared with; None: the plain network.
+        method_file: ``.py`` files or modules whose methods are compared in addition to ``methods``.
+        baseline: The method with which all others are compared; None: the plain network.
         seeds: Number of seeds n: ``seed`` ... ``seed + n - 1``.
         seed: The first seed.
-        accelerator: Lightning's; results repeat exactly on ``"cpu"`` alone.
-        recipe: The training that all methods share; the default one is replaced by that of the agents on the testbed.
-        contents: What ``config`` holds; read from there.
+        accelerator: Lightning's accelerator. Results are exactly reproducible only on ``"cpu"``.
+        recipe: The training shared by all methods; by default, on the testbed, that of its agents.
+        contents: The contents of ``config``, read from the file.
 
     Raises:
         InputError: A number is out of range, or two arguments contradict each other.
@@ -138,13 +138,13 @@ class Configuration:
 
     def _check_testbed(self) -> None:
         if self.data == "testbed" and self.recipe.tune:
-            raise InputError("data='testbed' takes no `tune`: the settings of its agents are fixed.")
+            raise InputError("data='testbed' takes no `tune`, since the settings of its agents are fixed.")
         if self.data != "testbed":
             if self.problem is not None:
-                raise InputError(f"`problem` belongs to data='testbed', but data is {self.data!r}.")
+                raise InputError(f"`problem` needs data='testbed', but data is {self.data!r}.")
             if self.recipe.steps is not None:
                 raise InputError(
-                    f"`steps` of a recipe belongs to data='testbed', but data is {self.data!r}. Use `max_epochs`."
+                    f"`steps` of a recipe needs data='testbed', but data is {self.data!r}. Use `max_epochs`."
                 )
             return
         if self.problem is None:
@@ -155,7 +155,7 @@ class Configuration:
             )
         for name in ("ood_classes", "ood", "target", "root", "network", "module", "data_module"):
             if getattr(self, name):
-                raise InputError(f"data='testbed' takes no `{name}`: the problem and its agents are fixed.")
+                raise InputError(f"data='testbed' takes no `{name}`, since the problem and its agents are fixed.")
 
     def _check_data_module(self) -> None:
         if self.data_module is None:
@@ -163,22 +163,22 @@ class Configuration:
         for name in ("ood_classes", "ood", "target", "root"):
             if getattr(self, name):
                 raise InputError(
-                    f"`data_module` takes no `{name}`, which belongs to `data`. Pass its own arguments in the file of `config`, below `data`."
+                    f"`data_module` takes no `{name}`, which is an argument of `data`. Pass the data module's own arguments in the file of `config`, under `data`."
                 )
         if self.data not in (type(self).data, self.data_module):
-            raise InputError(f"`data_module` replaces `data`, but `data` is {self.data!r}. Leave one of them out.")
+            raise InputError(f"`data_module` replaces `data`, but `data` is {self.data!r}. Pass only one of them.")
         object.__setattr__(self, "data", self.data_module)
 
     def _check_data_arguments(self) -> None:
-        """Arguments of ``data`` in the file must not be those that the comparison passes itself."""
+        """Reject arguments of ``data`` in the file that the comparison passes itself."""
         own = self._data_arguments
         if self.data == "testbed" and own:
-            raise InputError("data='testbed' takes no data.init_args of `config`: the problem is fixed.")
+            raise InputError("data='testbed' takes no data.init_args of `config`, since the problem is fixed.")
         taken = [name for name in ("path", *inspect.signature(open_data).parameters) if name in own]
         if taken and self.data_module is None:
             raise InputError(
-                f"`config`: data.init_args must not hold {', '.join(taken)}, which the comparison passes itself. If they are arguments of a data "
-                "module of your own, name its class: `data_module`."
+                f"`config`: data.init_args must not hold {', '.join(taken)}, which the comparison passes itself. If they are arguments of your own data "
+                "module, pass its class as `data_module`."
             )
 
     @property
@@ -187,7 +187,7 @@ class Configuration:
 
     @property
     def default_recipe(self) -> Recipe:
-        """The recipe for this data where none is given."""
+        """The default recipe for these data."""
         return TESTBED_RECIPE if self.data == "testbed" else Recipe()
 
     @property
@@ -196,8 +196,8 @@ class Configuration:
         return range(self.seed, self.seed + self.seeds)
 
     def filled(self, data: TaskData, methods: Sequence[str]) -> "Configuration":
-        """The configuration with what its data and methods turned out to be."""
-        # Data that hold out classes of their own, such as the drawn shapes, take none.
+        """The configuration, with the facts of its data and methods filled in."""
+        # Data that hold out their own classes, such as the drawn shapes, take none.
         is_chosen = "ood_classes" in inspect.signature(type(data)).parameters
         found = (tuple(getattr(data, "ood_classes", ())) or None) if is_chosen else None
         held_out = found if self.ood_classes is None else self.ood_classes
@@ -212,8 +212,8 @@ class Configuration:
         """The data with this seed's split.
 
         Raises:
-            InputError: No data of that name, or its contents are not as they should be.
-            MissingExtraError: A package that reads the data is not installed.
+            InputError: The data do not exist or are invalid.
+            MissingExtraError: A package for reading the data is not installed.
         """
         batch_size = self.recipe.batch_size
         if self.data_module is not None:

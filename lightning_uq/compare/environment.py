@@ -1,4 +1,4 @@
-"""What a comparison ran with: the command, versions, the machine, and the state of the git checkout."""
+"""The environment of a comparison: the command, the versions, the machine, and the state of the git checkout."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def command_line(configuration: Configuration) -> str:
 
 
 def _written(value: Any) -> str | None:
-    """A value as the command line takes it; None where it has no option."""
+    """A value as a command-line argument; None if there is no option for it."""
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, tuple | list):
@@ -47,7 +47,7 @@ def _written(value: Any) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers, and the times above all, were made with."""
+    """The versions and the machine, which affect the numbers, and the times above all."""
     return {
         "lightning_uq": __version__,
         "torch": torch.__version__,
@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state(directory: Path | None = None) -> dict[str, Any] | None:
-    """The commit of a directory's checkout, and whether it has changes; None where there is no checkout or no git.
+    """The commit of a directory's checkout, and whether it has changes; None without a checkout or without git.
 
     Args:
         directory: The directory; None: the current one.

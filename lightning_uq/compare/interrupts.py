@@ -1,4 +1,4 @@
-"""Ending a comparison by a signal, such as that of Ctrl-C."""
+"""Ends a comparison by a signal, such as that of Ctrl-C."""
 
 import signal
 import threading
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A comparison was interrupted. What is complete is there.
+    """A comparison was interrupted. Its completed parts are saved.
 
     Attributes:
-        comparison: The comparison so far. Methods that lack the record of a seed have no row.
+        comparison: The comparison so far. Methods without the records of all seeds have no row.
     """
 
     def __init__(self, comparison: "Comparison", done: int, total: int, *, can_resume: bool) -> None:
-        advice = " Go on with --resume." if can_resume else ""
+        advice = " Continue with --resume." if can_resume else ""
         super().__init__(f"interrupted after {done} of {total} trainings.{advice}")
         self.comparison = comparison
 
 
 class Signals:
-    """Raises a KeyboardInterrupt at SIGINT and SIGTERM, and remembers that one came."""
+    """Raises a KeyboardInterrupt at SIGINT and SIGTERM, and records that one occurred."""
 
     def __init__(self) -> None:
         self.came = False
@@ -36,9 +36,9 @@ class Signals:
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise the KeyboardInterrupt again that a signal raised before.
+        """Raise the KeyboardInterrupt again, if a signal raised one before.
 
-        It can be lost: C code that asks whether an object has an attribute clears any error, and a finalizer only prints it.
+        It can get lost: C code that checks for an attribute of an object clears any error, and a finalizer only prints it.
         """
         if self.came:
             raise KeyboardInterrupt
@@ -46,13 +46,13 @@ class Signals:
 
 @contextmanager
 def signals_interrupt() -> Iterator[Signals]:
-    """A context in which SIGINT and SIGTERM raise a KeyboardInterrupt; SIGINT only where Python's own handler would.
+    """A context in which SIGINT and SIGTERM raise a KeyboardInterrupt; SIGINT only if Python's own handler would.
 
-    A Trainer that catches one ignores SIGINT from then on, so the handlers of both are put back at the end.
+    A Trainer that catches one ignores SIGINT from then on, so both handlers are restored at the end.
     """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield signals  # only the main thread may set what signals do
+        yield signals  # only the main thread may set signal handlers
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, signals)

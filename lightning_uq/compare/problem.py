@@ -1,4 +1,4 @@
-"""The data of a comparison for one seed, and what the methods may know of it."""
+"""The data of a comparison for one seed, and the facts that methods may use."""
 
 import functools
 from collections.abc import Iterable, Sized
@@ -22,7 +22,7 @@ from lightning_uq.tasks import task_for
 
 @dataclass(frozen=True)
 class Problem:
-    """The data of one seed: a data module with its split, and the setting that methods see.
+    """The data of one seed: a data module with its split, and the setting for methods.
 
     Attributes:
         data: The data module.
@@ -40,7 +40,7 @@ class Problem:
         return isinstance(self.data, TestbedDataModule)
 
     def facts(self) -> dict[str, Any]:
-        """What a reader of the results should know of the data, as plain data."""
+        """Facts about the data for readers of the results, as plain data."""
         data, setting = self.data, self.setting
         facts: dict[str, Any] = {
             "name": data.name,
@@ -67,8 +67,8 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
     """The data with a seed's split.
 
     Raises:
-        InputError: There is no such data, or the data are unusable.
-        MissingExtraError: A package that reads the data is not installed.
+        InputError: The data do not exist or are invalid.
+        MissingExtraError: A package for reading the data is not installed.
     """
     data = configuration.make_data(seed)
     if isinstance(data, TestbedDataModule):
@@ -89,9 +89,9 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
 
 
 def _network(configuration: Configuration, data: TaskData) -> tuple[str, tuple[int, ...], Any]:
-    """Name of the backbone, shape of one input, and the backbone's factory.
+    """The name of the backbone, the shape of one input, and the backbone's factory.
 
-    A module of the user's own needs neither: it may take inputs for which there is no backbone.
+    A user's own module does not need them, and may take inputs for which there is no backbone.
     """
     try:
         shape = data.input_shape
@@ -108,7 +108,7 @@ def _no_backbone(reason: str, *_: Any, **__: Any) -> nn.Module:
 
 
 def num_samples(loader: Iterable[Any]) -> int:
-    """Number of samples of a loader, without reading them where it reads a data set in order.
+    """The number of samples of a loader, without reading them if the loader reads a data set in order.
 
     Example:
         >>> num_samples(DataLoader(range(5), batch_size=2)), num_samples([(torch.zeros(3, 1), torch.zeros(3))])

@@ -1,4 +1,4 @@
-"""What one method achieved with one seed, in a file of its own: everything that tables, statistics and figures are made of."""
+"""The results of one method with one seed, in one file: the source of all tables, statistics and figures."""
 
 import io
 import json
@@ -28,11 +28,11 @@ class Record:
     Attributes:
         method: Name of the method.
         seed: The seed.
-        values: Numbers that belong to no test row, by result key: times, sizes, a joint log-loss.
+        values: Numbers that do not belong to single test rows, by result key: times, sizes, a joint log-loss.
         rows: Scores of the test rows by name [N, ...]: see :meth:`~lightning_uq.tasks.Task.row_scores`. ``ood_score`` is the method's own score.
         row_ids: Positions of the test rows in the whole data [N], so that rows of several seeds can be matched.
         outside: Scores of the out-of-distribution rows by name [N_ood].
-        num_indices: Z of the predictions, None where they have no members.
+        num_indices: Z of the predictions; None if they have no members.
         stopped: When and why the training stopped, if its validation metric was not finite: ``"after 1 epoch, as val_nll was nan"``.
     """
 
@@ -46,7 +46,7 @@ class Record:
     stopped: str | None = None
 
     def save(self, directory: Path) -> None:
-        """Write the record into a run's directory, whole or not at all."""
+        """Write the record into a run's directory, atomically."""
         folder = directory / FOLDER
         folder.mkdir(exist_ok=True)
         facts = {
@@ -69,7 +69,7 @@ class Record:
         """Read a record.
 
         Raises:
-            InputError: The file is no record, or one of another version.
+            InputError: The file is not a record, or one of another version.
         """
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -79,7 +79,7 @@ class Record:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "facts"}
         except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise InputError(
-                f"{path} is no record of a comparison: {without_period(error)}. Delete it, or run again with --overwrite."
+                f"{path} is not a record of a comparison: {without_period(error)}. Delete it, or run again with --overwrite."
             ) from error
         parts: dict[str, dict[str, Tensor]] = {"rows": {}, "outside": {}}
         for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""The results of a comparison, from the records of its methods."""
+"""Makes the results of a comparison from the records of its methods."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ from lightning_uq.report.table import ALL_COLUMNS
 FORMAT = 2
 """Version of the layout of ``results.json``."""
 
-NOT_COMPLETE = "There is no verdict, since the comparison is not complete."
+NOT_COMPLETE = "There is no verdict, because the comparison is incomplete."
 
 
 def make_rows(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
@@ -29,9 +29,9 @@ def make_rows(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
 
 
 def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard error over seeds of every key, and each seed's value.
+    """The mean and standard error over seeds of every key, and each seed's value.
 
-    The error is None with one seed. Mean and error are None where a value is not finite, as such a value itself is: JSON has no NaN.
+    The error is None with one seed. Mean and error are None if a value is not finite, and so is that value, since JSON has no NaN.
 
     Example:
         >>> summarize([{"nll": 1.0}, {"nll": 3.0}])
@@ -60,18 +60,18 @@ def make_results(
     *,
     statistics: bool = True,
 ) -> dict[str, Any]:
-    """The contents of ``results.json``, from which the page is made again.
+    """The contents of ``results.json``, from which the page can be made again.
 
-    Methods that lack the record of a seed have no row; ``"missing"`` says how many each of them lacks, but for those that are left out.
+    Methods without the records of all seeds have no row. ``"missing"`` has the number of missing records of each, except for methods that are left out.
 
     Args:
-        configuration: What was compared.
+        configuration: The configuration.
         problem: The data of the first seed.
-        methods: What a page says of each method, by name.
+        methods: What a page shows of each method, by name.
         records: Each method's records.
-        left_out: Methods that could not run on this data with this network, or diverged, and why.
-        tuned: For each method the settings that tuning chose on each seed.
-        statistics: Whether to say which differences can be told from chance, and which method to take.
+        left_out: Methods that could not run on these data with this network, or diverged, and why.
+        tuned: For each method, the settings that tuning chose on each seed.
+        statistics: Whether to compute which differences are significant, and which method to recommend.
     """
     left_out = left_out or {}
     complete = {name: one for name, one in records.items() if len(one) == configuration.seeds}
@@ -120,10 +120,10 @@ def make_results(
 def _notes(
     records: Mapping[str, Sequence[Record]], untuned: Sequence[str], asked_baseline: str | None, baseline: str
 ) -> list[str]:
-    """What a reader of the table should know of single rows."""
+    """Notes about single rows for readers of the table."""
     notes = []
     if asked_baseline not in (None, baseline):
-        notes.append(f"{asked_baseline}, the baseline that was asked for, has no row. {baseline} takes its place.")
+        notes.append(f"{asked_baseline}, the requested baseline, has no row. {baseline} replaces it.")
     stopped = [
         f"{name}, seed {record.seed}, {record.stopped}"
         for name, found in records.items()
@@ -131,9 +131,9 @@ def _notes(
         if record.stopped is not None
     ]
     if stopped:
-        notes.append(f"Trainings stopped early, since a validation metric was not finite: {'; '.join(stopped)}.")
+        notes.append(f"Trainings stopped early, because a validation metric was not finite: {'; '.join(stopped)}.")
     if untuned:
         notes.append(
-            f"Not tuned: {', '.join(untuned)}. A LightningModule of one's own has an optimizer of its own, and trials need a finite validation metric."
+            f"Not tuned: {', '.join(untuned)}. A user's own LightningModule has its own optimizer, and trials need a finite validation metric."
         )
     return notes

@@ -1,6 +1,6 @@
 """The comparison: every method on the same splits, with the same backbone and training, one row each.
 
-Out-of-distribution data is not seen before the last step: a method's score is fixed in its file, and the evaluated weights
+Out-of-distribution data are not used before the last step. A method's score is fixed in its file, and the evaluated weights
 are those of the epoch with the best validation NLL.
 """
 
@@ -29,14 +29,14 @@ from lightning_uq.errors import InputError, NotFiniteError, is_interrupt
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a comparison is run. No number of its results depends on it.
+    """How to run a comparison. These options do not affect its results.
 
     Attributes:
-        resume: Go on with an interrupted comparison: no training whose records are there is repeated.
-        overwrite: Remove an earlier comparison from the directory.
-        jobs: Number of processes that train at the same time. A script that asks for several must guard its start with
+        resume: Whether to continue an interrupted comparison. Trainings with existing records are not repeated.
+        overwrite: Whether to remove an earlier comparison from the directory.
+        jobs: Number of processes that train at the same time. With several, a script must guard its start with
             ``if __name__ == "__main__":``, since the processes import it.
-        save_predictions: Write the predictions of the test rows, too.
+        save_predictions: Whether to write the predictions of the test rows too.
 
     Raises:
         InputError: ``jobs`` is not positive.
@@ -54,15 +54,15 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     Attributes:
-        configuration: What was compared, every default filled in.
+        configuration: The configuration, with all defaults filled in.
         problem: The data of the first seed.
-        methods: What a page says of each method, by name.
-        records: Each method's records, one per seed; fewer while the comparison is not complete.
-        left_out: Methods without a row, and why: they could not run on this data with this network, or diverged.
-        tuned: For each method the settings that tuning chose for its training on each seed; empty ones without tuning.
+        methods: What a page shows of each method, by name.
+        records: Each method's records, one per seed; fewer while the comparison is incomplete.
+        left_out: Methods without a row, and why: they could not run on these data with this network, or diverged.
+        tuned: For each method, the settings that tuning chose for its training on each seed; empty without tuning.
     """
 
     configuration: Configuration
@@ -81,7 +81,7 @@ class Comparison:
         """The contents of ``results.json``.
 
         Args:
-            statistics: Whether to say which differences can be told from chance. They take seconds.
+            statistics: Whether to compute which differences are significant, which takes seconds.
         """
         return make_results(
             self.configuration,
@@ -103,27 +103,27 @@ def compare(
 ) -> Comparison:
     """Train and evaluate every method with every seed.
 
-    Networks this small run fastest on one thread, and with one thread a result does not depend on the number of cores.
+    Such small networks run fastest on one thread, and with one thread, the results do not depend on the number of cores.
 
-    In a directory, each record is written as soon as it is there, and ``results.json`` after each training with the rows that are complete. So a run that
-    was killed goes on with ``resume``, and its results are those of an uninterrupted one. Methods that are not there yet can join a complete comparison
-    if its configuration and data are the same, and so can further seeds, with ``resume``.
+    In a directory, each record is written as soon as it exists, and after each training ``results.json`` is written with the complete rows. A killed
+    run can therefore be continued with ``resume``, with the results of an uninterrupted one. New methods can be added to a complete comparison
+    with the same configuration and data, and so can seeds, with ``resume``.
 
-    A method whose training diverges with a seed has no row, and :attr:`Comparison.left_out` says why; the others go on.
+    A method whose training diverges with a seed has no row, and :attr:`Comparison.left_out` says why. The others continue.
 
     Args:
-        configuration: What to compare.
-        progress: Told of every training and epoch.
+        configuration: The configuration.
+        progress: Gets every training and epoch.
         directory: An existing directory for the records.
         options: How to run; None: from the start, in this process.
-        plan: The plan of this configuration; None: it is made here.
+        plan: The plan of this configuration; None: the plan is made here.
 
     Raises:
-        InputError: An unknown method or data, an argument out of range, a file that does not hold what it should, a directory that holds another
-            comparison or to which another process writes one, or data with other test rows each time they are built.
+        InputError: A method or data are unknown, an argument is out of range, a file is invalid, the directory holds another
+            comparison or another process writes to it, or the data have different test rows each time they are built.
         NotFiniteError: Every method diverged with some seed.
-        Interrupted: A signal ended the work. It has what is complete.
-        MissingExtraError: The digits without scikit-learn.
+        Interrupted: A signal ended the work. The exception has the completed parts.
+        MissingExtraError: A package is missing, such as scikit-learn for the digits.
 
     Example:
         >>> from lightning_uq.compare import Recipe
@@ -155,7 +155,7 @@ def compare(
 
 
 def notes_on_data(configuration: Configuration, problem: Problem) -> list[str]:
-    """What a user should know of data of their own before hours of training: the task, and what was done to the values.
+    """Notes about the user's data before hours of training: the task, and the changes to the values.
 
     Example:
         >>> from lightning_uq.compare.problem import make_problem
@@ -182,15 +182,15 @@ def _run(
     *,
     can_resume: bool,
 ) -> Comparison:
-    """Do what is left to do.
+    """Do the remaining work.
 
     Args:
-        configuration: That of this run; the comparison in the directory may have further methods.
+        configuration: The configuration of this run; the comparison in the directory may have more methods.
         plan: The plan of this run.
         run: The directory.
-        progress: Told of every training and epoch.
+        progress: Gets every training and epoch.
         options: How to run.
-        signals: Tells of an interrupt between trainings.
+        signals: Reports an interrupt between trainings.
         can_resume: Whether the directory outlives the run.
     """
     merged = run.state["configuration"]
@@ -229,7 +229,7 @@ def _run(
     try:
         if left and len(plan.jobs) < len(plan.chosen) * configuration.seeds:
             progress.note(
-                f"{_counted(len(plan.jobs), 'training')} for {len(plan.chosen)} methods with {_counted(configuration.seeds, 'seed')}: some methods read "
+                f"{_counted(len(plan.jobs), 'training')} for {len(plan.chosen)} methods with {_counted(configuration.seeds, 'seed')}: some methods use "
                 "the network of another one."
             )
         progress.start(total, plan.epochs, done)
@@ -260,7 +260,7 @@ def _run(
     comparison = found()
     if not comparison.rows:
         reasons = " ".join(f"{name}: {reason}." for name, reason in comparison.left_out.items())
-        raise NotFiniteError(f"methods: none has a row. {reasons}")
+        raise NotFiniteError(f"methods: No method has a row. {reasons}")
     return comparison
 
 
@@ -269,7 +269,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def open_jobs(jobs: Sequence[Job], run: RunDirectory) -> list[Job]:
-    """The jobs that are not done, each with the readers that lack a record."""
+    """The jobs that are not done, each with the methods that lack a record."""
     left = [
         replace(job, readers=tuple(name for name in job.readers if not run.is_done(name, job.seed))) for job in jobs
     ]

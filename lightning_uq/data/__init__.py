@@ -1,4 +1,4 @@
-"""Data modules and generators; none of them downloads anything by itself."""
+"""Data modules and generators. They download nothing unless asked to."""
 
 from lightning_uq.data.ambiguous_digits import blend_digits
 from lightning_uq.data.arrays import ArrayDataModule

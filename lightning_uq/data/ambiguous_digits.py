@@ -1,4 +1,4 @@
-"""Ambiguous digits: the published Ambiguous-MNIST read from its files, and blends that stand in for it."""
+"""Ambiguous digits: the published Ambiguous-MNIST from its files, and generated blends as a replacement."""
 
 import hashlib
 from pathlib import Path
@@ -21,20 +21,20 @@ def blend_digits(
 ) -> tuple[Tensor, Tensor]:
     """Generated ambiguous digits: pixel averages w a + (1 - w) b of two digits of different classes, w in [0.4, 0.6].
 
-    They stand in for Ambiguous-MNIST, which a generative model made; they are easier to tell from digits than those.
+    They replace Ambiguous-MNIST, which was made by a generative model. Blends are easier to distinguish from digits.
 
     Args:
         images: Digits [N, 1, H, W] in uint8.
         labels: Their classes [N], at least two.
         num_images: Number M of blends.
-        num_labels: Labels K that each blend gets.
+        num_labels: Number K of labels per blend.
         generator: Source of randomness.
 
     Returns:
-        Blends [M, 1, H, W] in uint8, and labels [M, K], each a's class with probability w and b's else.
+        Blends [M, 1, H, W] in uint8, and labels [M, K]: a's class with probability w, and b's otherwise.
 
     Raises:
-        InputError: One class alone, or no digits.
+        InputError: There is only one class, or there are no digits.
 
     Example:
         >>> digits = torch.tensor([0, 200], dtype=torch.uint8).view(2, 1, 1, 1)
@@ -57,14 +57,14 @@ def blend_digits(
 
 
 def read_ambiguous(folder: Path) -> tuple[Tensor, Tensor, bool]:
-    """Images [M, 1, 28, 28] in 0 ... 1, labels [M, K], and whether the files are those of the known release."""
+    """Images [M, 1, 28, 28] in 0 ... 1, labels [M, K], and whether the files have the checksums of the known release."""
     tensors, known = [], True
     for name, checksum in AMBIGUOUS_FILES.items():
         path = folder / name
         known &= hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == checksum
         try:
             tensors.append(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch.load raises as many kinds as there are ways to damage a file
+        except Exception as error:  # torch.load raises many types of errors for damaged files
             raise InputError(f"{path} must hold a tensor, but it cannot be read: {error}") from error
     images, labels = tensors
     if not (isinstance(images, Tensor) and images.shape[1:] == MNIST_SHAPE and images.is_floating_point()):

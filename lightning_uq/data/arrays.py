@@ -1,4 +1,4 @@
-"""Features and targets in arrays, split by seed, with whole classes held out as out-of-distribution data."""
+"""Features and targets in arrays, split by a seed, with whole classes held out as out-of-distribution data."""
 
 import math
 from abc import abstractmethod
@@ -16,36 +16,36 @@ from lightning_uq.data.splits import SPLIT, random_split, stratified_split
 from lightning_uq.errors import InputError
 
 MAX_CLASSES = 20
-"""Integers with at most so many different values are class labels, and floats that are whole look like them."""
+"""Integers with at most this many different values are class labels, and so might be floats with integer values."""
 
 
 class ArrayDataModule(LightningDataModule):
-    """The base of data sets in memory. A subclass provides :meth:`load_arrays`; its targets say the task, unless it is given.
+    """The base of data sets in memory. A subclass defines :meth:`load_arrays`. The targets determine the task, unless it is given.
 
     | Task | Targets | Batches |
     |---|---|---|
-    | ``"classification"`` | integers [N] | y [B] in 0 ... C-1, in the order of the labels; the split keeps every class's share |
+    | ``"classification"`` | integers [N] | y [B] in 0 ... C-1, in the order of the labels; the split is stratified |
     | ``"binary"``, if given | two different integers [N] | y [B], 0 for the lower label and 1 for the higher one |
     | ``"multilabel"`` | integers [N, L], 0 or 1 | y [B, L] |
     | ``"segmentation"``, if given | integers [N, *P] | y [B, *P] |
     | ``"regression"`` | floats [N, D] | y [B, D] in the targets' units |
 
-    Held-out classes never enter a split: they are there through :meth:`ood_dataloaders` alone.
+    Held-out classes are not part of any split; only :meth:`ood_dataloaders` has them.
 
-    A comparison reads the interface :class:`~lightning_uq.data.TaskData`: ``name``, ``task``, ``task_arguments``, ``input_shape``,
+    A comparison uses the interface :class:`~lightning_uq.data.TaskData`: ``name``, ``task``, ``task_arguments``, ``input_shape``,
     ``num_outputs``, ``class_names``, ``num_train``, ``test_rows``, ``notes``, and the loaders for training, validation, test and
     out-of-distribution data. ``lightning_uq.tasks.task_for(data)`` is the task itself.
 
     Args:
         ood_classes: Labels held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
-        batch_size: Samples per batch; evaluation takes them in order.
-        standardize: Scale every feature to mean 0 and variance 1 over the training samples (a constant one to 0).
-        flatten: Whether x is [B, d] whatever its shape was.
-        task: The task, if it is not the one that the targets say.
+        batch_size: Samples per batch; evaluation reads them in order.
+        standardize: Whether to scale every feature to mean 0 and variance 1 over the training samples (a constant one to 0).
+        flatten: Whether to flatten x to [B, d].
+        task: The task, if it is not the one that the targets imply.
 
     Attributes:
-        name: Name of the data, as in the comparison.
+        name: Name of the data, which the comparison shows.
     """
 
     name: str
@@ -79,14 +79,14 @@ class ArrayDataModule(LightningDataModule):
 
     @abstractmethod
     def load_arrays(self) -> tuple[Tensor, Tensor]:
-        """All features [N, ...] in float32, and targets: labels in int64, or numbers [N, D] in float32; all finite."""
+        """All features [N, ...] in float32, and targets: labels in int64, or numbers [N, D] in float32. All are finite."""
 
     def setup(self, stage: str | None = None) -> None:
         """Load, split and relabel, once; every stage has the same split.
 
         Raises:
-            InputError: A held-out label is not in the data, fewer than two classes are left (other than two of a binary
-                task), or classes are held out of a task that has none.
+            InputError: A held-out label is not in the data, fewer than two classes remain (unless the task is binary with two
+                classes), or classes are held out of a task that has none.
         """
         if self._parts:
             return
@@ -109,13 +109,13 @@ class ArrayDataModule(LightningDataModule):
         shares: Sequence[float] = SPLIT,
         fixed: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The rows of each part.
+        """The rows of each part of the split.
 
         Args:
             targets: Labels [N] or numbers [N, D].
-            names: Names of the labels, in the order of the labels; None for a task without one class per row.
-            shares: Shares of training, validation and test samples, among the rows that are not fixed.
-            fixed: Rows of parts that are given; a held-out class leaves them too.
+            names: Names of the labels, in the order of the labels; None for a task that does not have one class per row.
+            shares: Shares of training, validation and test samples, among the other rows.
+            fixed: The rows of given parts; held-out classes are removed from them too.
         """
         fixed = fixed or {}
         inside = torch.ones(len(targets), dtype=torch.bool)
@@ -139,8 +139,8 @@ class ArrayDataModule(LightningDataModule):
             absent = [name for label, name in self._kept(names) if not (targets[candidates] == label).any()]
             if absent:
                 raise InputError(
-                    f"Every class of {self.name} needs training rows, but {listed(absent)} is in the validation or test rows alone. "
-                    "Leave these rows out, or hold the class out: `ood_classes`."
+                    f"Every class of {self.name} needs training rows, but {listed(absent)} is only in the validation or test rows. "
+                    "Remove these rows, or hold the class out with `ood_classes`."
                 )
             split = stratified_split(targets[candidates], self.seed, shares, names)
         parts = {part: candidates[rows] for part, rows in zip(("train", "val", "test"), split, strict=True)}
@@ -148,11 +148,11 @@ class ArrayDataModule(LightningDataModule):
         return {**parts, **given, "ood": (~inside).nonzero().squeeze(1)}
 
     def _kept(self, names: Mapping[int, Any]) -> list[tuple[int, Any]]:
-        """Labels and names of the classes in distribution."""
+        """The labels and names of the in-distribution classes."""
         known, held_out = (
             set(map(str, names.values())),
             set(map(str, self.ood_classes)),
-        )  # a command line has text alone
+        )  # the command line passes text
         unknown = [name for name in self.ood_classes if str(name) not in known]
         if unknown:
             raise InputError(
@@ -169,7 +169,7 @@ class ArrayDataModule(LightningDataModule):
         if self._task == "binary" and len(kept) != 2:
             raise InputError(
                 f"task='binary' needs 2 classes, but {self.name} has {len(kept)} in distribution. Pass task='classification', or hold "
-                "the others out: `ood_classes`."
+                "the others out with `ood_classes`."
             )
         return kept
 
@@ -196,10 +196,10 @@ class ArrayDataModule(LightningDataModule):
         return TensorDataset(x[rows], y[rows])
 
     def _ensure_setup(self) -> None:
-        with torch.inference_mode(False):  # its tensors could not be trained on later
+        with torch.inference_mode(False):  # inference tensors could not be trained on
             self.setup()
 
-    # ------------------------------------------------------------------ what networks and tasks need to know
+    # ------------------------------------------------------------------ facts for networks and tasks
 
     @property
     def task(self) -> TaskName:
@@ -211,7 +211,7 @@ class ArrayDataModule(LightningDataModule):
 
     @property
     def task_arguments(self) -> dict[str, Any]:
-        """What the data say of the task: ``num_classes``, ``num_labels`` or ``target_scale``; nothing of a binary one."""
+        """The arguments of the task that follow from the data: ``num_classes``, ``num_labels`` or ``target_scale``; none for a binary task."""
         name = self.task
         if name == "regression":
             return {"target_scale": self.target_scale}
@@ -225,7 +225,7 @@ class ArrayDataModule(LightningDataModule):
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network for the task: C classes, L labels, D target dimensions, or 1 for a binary task."""
+        """The number of outputs of a network for the task: C classes, L labels, D target dimensions, or 1 for a binary task."""
         if self.task == "regression":
             return self.num_targets
         return 1 if self.task == "binary" else len(self._classes)
@@ -238,9 +238,13 @@ class ArrayDataModule(LightningDataModule):
             InputError: The task is a regression, or has several labels per input.
         """
         if self.task == "regression":
-            raise InputError(f"{self.name} has no classes: its targets are numbers, which makes the task a regression.")
+            raise InputError(
+                f"{self.name} has no classes, because its targets are numbers and the task is a regression."
+            )
         if self.task == "multilabel":
-            raise InputError(f"{self.name} has no classes, but {len(self._classes)} labels per input: `class_names`.")
+            raise InputError(
+                f"{self.name} has no classes, but {len(self._classes)} labels per input. Use `class_names`."
+            )
         return self._classes
 
     @property
@@ -258,10 +262,10 @@ class ArrayDataModule(LightningDataModule):
         """Mean and standard deviation of the training targets, per dimension: ``Regression(target_scale=...)``.
 
         Raises:
-            InputError: The task is no regression.
+            InputError: The task is not a regression.
         """
         if self.task != "regression" or self._target_scale is None:
-            raise InputError(f"{self.name} has no `target_scale`: its targets are classes.")
+            raise InputError(f"{self.name} has no `target_scale`, because its targets are classes.")
         return self._target_scale
 
     @property
@@ -281,25 +285,25 @@ class ArrayDataModule(LightningDataModule):
 
     @property
     def test_rows(self) -> Tensor:
-        """Positions [N] in the whole data of the test samples, in the order of the test loader."""
+        """Positions [N] of the test samples in the whole data, in the order of the test loader."""
         self._ensure_setup()
         return self._test_rows
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about the data that a reader of results should see."""
+        """Sentences about the data for readers of the results."""
         self._ensure_setup()
         return self._notes
 
     def dataset(self, part: str) -> Any:
-        """The samples of ``"train"``, ``"val"``, ``"test"`` or ``"ood"`` (there with their original labels), a ``TensorDataset``."""
+        """The samples of ``"train"``, ``"val"``, ``"test"`` or ``"ood"`` (with their original labels), as a ``TensorDataset``."""
         self._ensure_setup()
         return self._parts[part]
 
     # ------------------------------------------------------------------ loaders
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches, in an order that follows the seed."""
+        """Training batches, in an order determined by the seed."""
         generator = torch.Generator().manual_seed(self.seed)
         return self._loader(self.dataset("train"), shuffle=True, generator=generator)
 
@@ -316,7 +320,7 @@ class ArrayDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def ood_dataloaders(self) -> dict[str, DataLoader[Any]]:
-        """Batches of the held-out classes, by name (``digits_8_9``); empty where none is held out."""
+        """Batches of the held-out classes, by name (``digits_8_9``); empty if no class is held out."""
         held_out = self.dataset("ood")
         if not len(held_out):
             return {}
@@ -326,7 +330,7 @@ class ArrayDataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,  # by name: Lightning makes the loader again for predictions
+            batch_size=self.batch_size,  # by keyword, since Lightning rebuilds the loader for predictions
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             **arguments,
@@ -343,7 +347,7 @@ def given_task(task: str) -> TaskName | None:
     """The value of an argument ``task``; None for ``"auto"``.
 
     Raises:
-        InputError: No data of one table or file have such a task.
+        InputError: Data of a table or file cannot have such a task.
     """
     allowed: tuple[TaskName, ...] = ("classification", "binary", "multilabel", "regression")
     if task == "auto":
@@ -355,7 +359,7 @@ def given_task(task: str) -> TaskName | None:
 
 
 def may_be_labels(values: np.ndarray[Any, Any]) -> bool:
-    """Whether numbers [N] that are regressed look like class labels too: they are whole, and either few or 0, 1, ... without a gap.
+    """Whether regressed numbers [N] also look like class labels, because they are integers, and either few or 0, 1, ... without a gap.
 
     Example:
         >>> [may_be_labels(np.array(values)) for values in ([2.0, 7.0, 2.0], [2.5, 7.0], list(range(30)) * 3, list(range(30)))]
@@ -370,7 +374,7 @@ def may_be_labels(values: np.ndarray[Any, Any]) -> bool:
 
 def standardized(x: Tensor, train: Tensor) -> Tensor:
     """Features [N, ...], scaled to mean 0 and variance 1 over the rows ``train``; a constant feature becomes 0."""
-    # In float64: the variance of a large, nearly constant feature is rounding in float32.
+    # In float64, since rounding in float32 would dominate the variance of a large, nearly constant feature.
     rows = x[train].double()
     mean, std = rows.mean(0), rows.std(0, correction=0)
     std = torch.where(std > 1e-12 * mean.abs(), std, torch.inf)
@@ -383,7 +387,7 @@ def _scale_of(targets: Tensor, name: str) -> tuple[tuple[float, ...], tuple[floa
     constant = (std <= 1e-12 * mean.abs()).nonzero().flatten().tolist()
     if constant:
         raise InputError(
-            f"The training targets of {name} must vary, but dimension {listed(constant)} is constant: there is nothing to regress."
+            f"The training targets of {name} must vary, but dimension {listed(constant)} is constant, so it cannot be regressed."
         )
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels that come with the package, nothing to download."""
+"""Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels that come with the package, without a download."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ class DigitsDataModule(ArrayDataModule):
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise MissingExtraError(
-                "The digits need scikit-learn, which the extra `data` brings: pip install 'lightning-uq[data]'."
+                "The digits need scikit-learn. Install the extra `data`: pip install 'lightning-uq[data]'."
             ) from error
         digits = load_digits()
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16

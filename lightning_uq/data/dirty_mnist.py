@@ -14,35 +14,35 @@ from lightning_uq.data.images import MNISTLike
 from lightning_uq.errors import InputError
 
 NUM_AMBIGUOUS_TRAIN = 60_000
-"""Samples of the published Ambiguous-MNIST, each an image with one of its ten labels, that train; the others test."""
+"""Number of samples of the published Ambiguous-MNIST (an image with one of its ten labels) for training; the rest are for testing."""
 
 
 class DirtyMNISTDataModule(MNISTLike):
-    """MNIST and as many ambiguous digits, whose labels disagree: data with aleatoric uncertainty.
+    """MNIST and as many ambiguous digits with conflicting labels: data with aleatoric uncertainty.
 
-    Each ambiguous image comes ten times, with ten labels drawn from its label distribution. The published images are used
-    where ``amnist_samples.pt`` and ``amnist_labels.pt`` lie under ``root`` or ``root/AmbiguousMNIST``: 6,000 train,
-    6,000 test. Else the package makes its own *generated ambiguous digits* from MNIST (:func:`blend_digits`), 6,000 from
-    its training digits and 6,000 from its test digits: results with these are not those of the published data. As in the
-    original, the split is by sample, so that an image may train under one label and validate under another.
+    Each ambiguous image occurs ten times, with ten labels drawn from its label distribution. The published images are used
+    if ``amnist_samples.pt`` and ``amnist_labels.pt`` exist in ``root`` or ``root/AmbiguousMNIST``: 6,000 for training and
+    6,000 for testing. Otherwise the package makes its own *generated ambiguous digits* from MNIST (:func:`blend_digits`), 6,000 from
+    its training digits and 6,000 from its test digits; results with these differ from those with the published data. As in the
+    original, the split is by sample, so an image may be in the training set with one label and in the validation set with another.
 
     Args:
         root: Folder of the files.
         batch_size: Samples per batch.
         seed: Seed of the split and of the order of the training batches.
         ood_datasets: See :class:`ImageDataModule`.
-        num_workers: Processes that load, for each loader.
-        download: Have torchvision download MNIST; the ambiguous digits are never downloaded.
-        ambiguous: ``"published"`` (an error without the files), ``"generated"``, or ``"auto"`` as said above.
-        num_generated: Number of generated images, for training and again for test.
-        generation_seed: Seed of the generated images, apart from ``seed``: members of an ensemble share the data.
+        num_workers: Number of loading processes per loader.
+        download: Whether torchvision may download MNIST; the ambiguous digits are never downloaded.
+        ambiguous: ``"published"`` (raises without the files), ``"generated"``, or ``"auto"`` as described above.
+        num_generated: Number of generated images for training, and the same number for testing.
+        generation_seed: Seed of the generated images, separate from ``seed``, so that members of an ensemble share the data.
 
     Attributes:
         ambiguous_source: Once loaded, ``"published"`` (release data-v1.0.0), ``"published, another release"`` (by its
             checksum), or ``"generated ambiguous digits"``.
 
     Raises:
-        InputError: An unknown ``ambiguous``, missing files, or files that do not hold ambiguous digits.
+        InputError: ``ambiguous`` is unknown, files are missing, or files do not hold ambiguous digits.
 
     Source: Mukhoti et al. (arXiv 2102.11582); package ddu_dirty_mnist, without its noise.
 
@@ -87,7 +87,7 @@ class DirtyMNISTDataModule(MNISTLike):
         return "mnist"
 
     def load_samples(self, train: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """MNIST's samples, then the ambiguous ones, ten in a row an image."""
+        """MNIST's samples, followed by the ambiguous ones, ten consecutive samples per image."""
         images, labels = load_images("mnist", self.root, train=train)
         blurred, many_labels = self._load_ambiguous(images, labels, train)
         if not train:
@@ -102,7 +102,7 @@ class DirtyMNISTDataModule(MNISTLike):
         )
 
     def test_part_dataloaders(self) -> dict[str, DataLoader[Any]]:
-        """The test batches of ``"mnist"`` and ``"ambiguous"`` apart."""
+        """Separate test batches of ``"mnist"`` and ``"ambiguous"``."""
         images, labels, rows = self._samples(train=False)
         whole = ImageDataset(images, labels, self.mean, self.std, rows=rows)
         parts = {"mnist": range(self._num_clean), "ambiguous": range(self._num_clean, len(whole))}
@@ -113,7 +113,7 @@ class DirtyMNISTDataModule(MNISTLike):
         folder = next((f for f in folders if all((f / name).is_file() for name in AMBIGUOUS_FILES)), None)
         if self.ambiguous == "published" and folder is None:
             raise InputError(
-                f"{' and '.join(AMBIGUOUS_FILES)} of Ambiguous-MNIST must lie in {folders[0]} or {folders[1]}, but they do "
+                f"{' and '.join(AMBIGUOUS_FILES)} of Ambiguous-MNIST must be in {folders[0]} or {folders[1]}, but they are "
                 "not. Get them from the releases of github.com/BlackHC/ddu_dirty_mnist, or pass "
                 "`ambiguous='generated'`."
             )

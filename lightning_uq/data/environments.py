@@ -1,7 +1,7 @@
 """The distributions of the Neural Testbed's problems: inputs, a random teacher, and a Gaussian process.
 
 Source: Osband et al., "The Neural Testbed: Evaluating Joint Predictions", NeurIPS 2022 (arXiv 2110.04629), and their code
-(``neural_testbed.generative``), whose random numbers no other library can repeat.
+(``neural_testbed.generative``), whose random numbers other libraries cannot reproduce.
 """
 
 import math
@@ -34,10 +34,10 @@ def gaussian_inputs(num_draws: int, tau: int, input_dim: int, *, generator: torc
 def polyadic_inputs(
     num_draws: int, tau: int, input_dim: int, kappa: int = 2, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Inputs [S, tau, d] of which each draw repeats kappa anchors: tau choices among them, with replacement.
+    """Inputs [S, tau, d] in which each draw repeats kappa anchors: tau choices among them, with replacement.
 
-    Labels of one input go together, which marginals cannot tell: so these inputs show a joint prediction's worth in any
-    dimension d, where tau independent ones would hardly be related.
+    Labels of equal inputs are dependent, which marginals cannot represent. These inputs therefore show the value of a joint prediction in
+    any dimension d, where tau independent inputs would hardly be related.
 
     Source: Osband et al., "Evaluating High-Order Predictive Distributions in Deep Learning", UAI 2022 (arXiv 2202.13509).
 
@@ -52,10 +52,10 @@ def polyadic_inputs(
 
 
 def weibull_inputs(num_draws: int, tau: int, input_dim: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Inputs [S, tau, d] around one Gaussian anchor a draw: itself first, then tau - 1 at Weibull distances from it.
+    """Inputs [S, tau, d] around one Gaussian anchor per draw: the anchor itself, then tau - 1 inputs at Weibull distances from it.
 
-    Each is the anchor plus r times standard normal noise, where P(r > t) = 10^(-t^k) with k = log10(log2(10)): half of the r
-    are below 0.1, nine in ten below 1. So a draw holds near repetitions and independent inputs alike.
+    Each is the anchor plus r times standard normal noise, where P(r > t) = 10^(-t^k) with k = log10(log2(10)). Half of the r
+    are below 0.1, and 90 % are below 1, so a draw contains both near repetitions and independent inputs.
 
     Source: ``make_weibull_sampler`` of ``neural_testbed.generative``.
 
@@ -84,7 +84,7 @@ def draw_inputs(
     """Inputs [S, tau, d] of one of the three kinds; ``kappa`` is for the polyadic ones.
 
     Raises:
-        InputError: Another kind.
+        InputError: ``inputs`` is unknown.
 
     Example:
         >>> draw_inputs("weibull", 3, tau=2, input_dim=4).shape
@@ -106,7 +106,7 @@ def draw_teacher(
 ) -> dict[str, Tensor]:
     """Weights of a random MLP with two hidden ReLU layers: ``gen/linear{,_1,_2}/{w,b}``, w as [in, out].
 
-    Weights are normal with standard deviation 1 / sqrt(fan_in), cut at two of them; the first bias is normal with standard
+    Weights are normal with standard deviation 1 / sqrt(fan_in), truncated at two standard deviations; the first bias is normal with standard
     deviation 1 / sqrt(d), the others are zero.
 
     Example:
@@ -128,9 +128,9 @@ def teacher_logits(weights: Mapping[str, Any], x: Tensor, temperature: float) ->
     """The teacher's logits [..., C] at inputs [..., d]: its output, divided by the temperature.
 
     Args:
-        weights: As :func:`draw_teacher` gives them, or a stored problem's arrays.
+        weights: The result of :func:`draw_teacher`, or the arrays of a stored problem.
         x: [..., d].
-        temperature: T; the lower, the less random the labels.
+        temperature: T; lower values make the labels less random.
 
     Example:
         >>> teacher_logits(draw_teacher(3), torch.zeros(5, 3), temperature=0.1).shape
@@ -151,9 +151,9 @@ def teacher_logits(weights: Mapping[str, Any], x: Tensor, temperature: float) ->
 def nngp_kernel(x: Tensor, other: Tensor | None = None, num_hidden: int = 2) -> Tensor:
     """Covariance of the outputs of an infinitely wide ReLU MLP: the prior that the testbed draws functions from.
 
-    K_0 = (x . x' + 1) / d; every hidden layer makes K = sqrt(K(x, x) K(x', x')) (sin t + (pi - t) cos t) / (2 pi) of it,
-    where cos t = K(x, x') / sqrt(K(x, x) K(x', x')). That is weights of variance 1 / fan_in, a bias of variance 1 / d in
-    the first layer, and none after it.
+    K_0 = (x . x' + 1) / d. Every hidden layer maps K to sqrt(K(x, x) K(x', x')) (sin t + (pi - t) cos t) / (2 pi),
+    where cos t = K(x, x') / sqrt(K(x, x) K(x', x')). This corresponds to weights of variance 1 / fan_in, and a bias of variance 1 / d
+    only in the first layer.
 
     Args:
         x: [N, d].
@@ -182,7 +182,7 @@ def nngp_kernel(x: Tensor, other: Tensor | None = None, num_hidden: int = 2) -> 
 
 
 def gp_posterior(x_train: Tensor, y_train: Tensor, x: Tensor, noise_std: float) -> tuple[Tensor, Tensor]:
-    """The exact posterior of a Gaussian process with :func:`nngp_kernel` after n noisy values.
+    """The exact posterior of a Gaussian process with :func:`nngp_kernel`, given n noisy values.
 
     Args:
         x_train: [n, d].
@@ -213,10 +213,10 @@ def draw_from_gp(
     """Values [N, F] of F independent functions at inputs [N, d], drawn from a Gaussian process with :func:`nngp_kernel`.
 
     Args:
-        x: [N, d], in float64 where N is large.
+        x: [N, d], in float64 if N is large.
         num_functions: F.
-        ridge: Added to the kernel's diagonal, without which it is singular to rounding.
-        generator: Source of the draw; torch's global one without it.
+        ridge: Number added to the kernel's diagonal, which would otherwise be singular up to rounding.
+        generator: Source of randomness; None uses torch's global generator.
 
     Example:
         >>> draw_from_gp(torch.zeros(5, 2), num_functions=3).shape

@@ -1,20 +1,20 @@
-"""Values so far from all others that they are mistakes: one of them would decide a scale, or a likelihood, alone."""
+"""Finds values so far from all others that they must be mistakes, since one of them would dominate a scale or a likelihood."""
 
 from typing import Any
 
 import numpy as np
 
 LIMIT = 1e6
-"""How many times as far from the center as usual a value may be."""
+"""The largest plausible ratio of a value's distance from the center to the usual distance."""
 
 
 def extreme_row(values: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
-    """Position of the value furthest from the median, if it is :data:`LIMIT` times as far as the median of the others; else None.
+    """The position of the value furthest from the median, if it is :data:`LIMIT` times as far as the median of the others; else None.
 
-    Values at the median itself are no measure of distance: most of a column may be zeros.
+    Values equal to the median do not count for the usual distance, since most of a column may be zeros.
 
     Args:
-        values: Numbers [N]; NaN is a missing one.
+        values: Numbers [N]; NaN is a missing value.
 
     Example:
         >>> extreme_row(np.array([0.0, 0.0, 0.0, 3.0, np.nan, 1e30, 5.0])), extreme_row(np.array([0.0, 0.0, 0.0, 3.0, 1e5]))
@@ -32,5 +32,5 @@ def extreme_row(values: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
 
 
 WHAT_TO_DO = (
-    "Correct it, or leave the row out. If the values span many orders of magnitude, replace them by their logarithms."
+    "Correct it, or remove the row. If the values span many orders of magnitude, replace them by their logarithms."
 )

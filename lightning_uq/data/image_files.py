@@ -1,4 +1,4 @@
-"""Image data sets of torchvision, read from their files as tensors."""
+"""Reads torchvision's image data sets from their files as tensors."""
 
 import importlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MNIST_SHAPE, CIFAR_SHAPE = (1, 28, 28), (3, 32, 32)
 
 @dataclass(frozen=True)
 class Source:
-    """A torchvision data set: its class there, and what its images are like."""
+    """A torchvision data set: its class, and the properties of its images."""
 
     torchvision_name: str
     num_classes: int
@@ -37,29 +37,29 @@ def load_images(name: str, root: str | Path, *, train: bool, download: bool = Fa
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``kmnist``, ``cifar10``, ``cifar100`` or ``svhn``.
-        root: Folder of the files; of the two sets only the one asked for need be there.
-        train: The training set, else the test set.
-        download: Have torchvision download missing files.
+        root: Folder of the files; only the requested one of the two sets needs to exist.
+        train: Whether to load the training set rather than the test set.
+        download: Whether torchvision may download missing files.
 
     Returns:
         Images [N, C, H, W] in uint8 and labels [N] in int64.
 
     Raises:
-        InputError: An unknown name, or files that are missing or damaged.
-        MissingExtraError: SVHN without scipy, which reads its files.
+        InputError: The name is unknown, or files are missing or damaged.
+        MissingExtraError: SVHN needs scipy, which is not installed.
 
     Example:
         >>> load_images("mnist", "nowhere", train=False)
         Traceback (most recent call last):
             ...
-        lightning_uq.errors.InputError: The test files of MNIST must lie in nowhere as torchvision lays them out, but \
+        lightning_uq.errors.InputError: The test files of MNIST must be in nowhere, in torchvision's layout, but \
 torchvision reports: Dataset not found. You can use download=True to download it
     """
     if name not in SOURCES:
         raise InputError(f"`name` must be one of {', '.join(SOURCES)}, but it is {name!r}.")
     datasets: Any = importlib.import_module("torchvision.datasets")
     base = getattr(datasets, SOURCES[name].torchvision_name)
-    # Torchvision wants the files of both sets; a subclass of the same name, after which folders are called, wants one.
+    # Torchvision needs the files of both sets, and this subclass needs one. It has the same name, which is also that of the folder.
     if issubclass(base, datasets.MNIST):
         needed: dict[str, Any] = {"resources": base.resources[:2] if train else base.resources[2:]}
     elif name == "svhn":
@@ -72,12 +72,12 @@ torchvision reports: Dataset not found. You can use download=True to download it
         dataset = chosen(str(root), **which, download=download)
     except ImportError as error:
         raise MissingExtraError(
-            f"Reading {base.__name__} needs scipy, which the extra `data` brings: pip install 'lightning-uq[data]'."
+            f"Reading {base.__name__} needs scipy. Install the extra `data`: pip install 'lightning-uq[data]'."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"The {'training' if train else 'test'} files of {base.__name__} must lie in {root} as torchvision lays them "
-            f"out, but torchvision reports: {error}"
+            f"The {'training' if train else 'test'} files of {base.__name__} must be in {root}, in torchvision's "
+            f"layout, but torchvision reports: {error}"
         ) from error
     images = torch.as_tensor(dataset.data)
     if images.ndim == 3:

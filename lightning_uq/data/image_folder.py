@@ -14,24 +14,24 @@ from lightning_uq.data.splits import SPLIT
 from lightning_uq.errors import InputError
 
 MEMORY_LIMIT = 2**30
-"""Bytes up to which all images are held in memory; more are read from their files whenever a batch needs them."""
+"""The largest size in bytes of all images in memory. Larger sets are read from their files, batch by batch."""
 
 
 class ImageFolderDataModule(ArrayDataModule):
-    """Images in ``<path>/<class>/``, split by seed; or in ``<path>/train/<class>/``, ``val`` and ``test``, where the split is fixed.
+    """Images in ``<path>/<class>/``, split by a seed, or in ``<path>/train/<class>/``, ``val`` and ``test`` for a fixed split.
 
-    Batches are ``(x [B, C, H, W], y [B])``, normalised per channel by mean and standard deviation of the training images; C is 1 if
-    all images are grey, else 3. Of the parts, ``val`` or ``test`` may be missing: their share is taken from ``train`` then. The
+    Batches are ``(x [B, C, H, W], y [B])``, normalized per channel by the mean and standard deviation of the training images. C is 1 if
+    all images are gray, else 3. If ``val`` or ``test`` is missing, its share is taken from ``train``. The
     images are read in :meth:`setup`, unless they need more than 1 GiB.
 
     Args:
         path: The folder.
-        image_size: Height and width to which the images are resized, or one number for both. None: their own, which must be equal.
+        image_size: Height and width to which the images are resized, or one number for both. None: their own size, which must be equal.
         ood_classes: Names of classes held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Images per batch.
-        task: ``"classification"``, as ``"auto"`` is, or ``"binary"``.
-        num_workers: Processes that load, for each loader.
+        task: ``"classification"``, which ``"auto"`` selects, or ``"binary"``.
+        num_workers: Number of loading processes per loader.
 
     Raises:
         InputError: An argument is out of range. From :meth:`setup` on: the folder has another layout, an image cannot be read, or
@@ -82,7 +82,7 @@ class ImageFolderDataModule(ArrayDataModule):
         self._scale: tuple[list[float], list[float]] = ([], [])
 
     def load_arrays(self) -> tuple[Tensor, Tensor]:
-        """All images [N, C, H, W] in 0 ... 1, and labels by the order of the classes' names."""
+        """All images [N, C, H, W] in 0 ... 1, and labels in the order of the class names."""
         files = find_files(self.path)
         images = FolderImages(files.paths, self.image_size)
         return images[torch.arange(len(files.paths))].float() / 255, files.labels
@@ -119,5 +119,7 @@ class ImageFolderDataModule(ArrayDataModule):
             notes.append(f"Images of {len(images.sizes)} sizes are resized to {height} x {width}.")
         if files.ignored:
             shown = listed([one.name for one in files.ignored[:3]]) + ", ..." * (len(files.ignored) > 3)
-            notes.append(f"{len(files.ignored)} files are no images by their names, and left out: {shown}.")
+            notes.append(
+                f"{len(files.ignored)} files are skipped, because their names are not those of images: {shown}."
+            )
         return tuple(notes)

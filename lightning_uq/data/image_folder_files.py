@@ -1,4 +1,4 @@
-"""The image files of a folder: where they lie, what they have in common, and their pixels."""
+"""The image files of a folder: their paths, common properties, and pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lightning_uq.errors import InputError, without_period
 T = TypeVar("T")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 GREY, COLOURED = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "PA", "RGBX")
-"""Pillow's modes of 8 bits."""
+"""Pillow's 8-bit modes."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class FolderFiles:
         paths: The files.
         classes: Names of the classes.
         labels: Class of each file [N].
-        parts: The part of the split that each file lies in; all are ``"train"`` if the folder has no parts.
-        ignored: Files whose names end otherwise.
+        parts: The part of the split of each file; all are ``"train"`` if the folder has no parts.
+        ignored: Files with other suffixes.
     """
 
     paths: list[Path]
@@ -41,10 +41,10 @@ def find_files(folder: Path) -> FolderFiles:
     """The files of ``<folder>/<class>/...``, or of ``<folder>/<part>/<class>/...`` with parts ``train``, ``val`` and ``test``.
 
     Raises:
-        InputError: There is no such folder, or no image in a class.
+        InputError: There is no such folder, or a class has no image.
     """
     if not folder.is_dir():
-        raise InputError(f"`path` must be a folder of images, but {folder} is none.")
+        raise InputError(f"`path` must be a folder of images, but {folder} is not a folder.")
     names = [one.name for one in _subfolders(folder)]
     has_parts = "train" in names and set(names) <= {"train", "val", "test"}
     roots = (
@@ -65,7 +65,7 @@ def find_files(folder: Path) -> FolderFiles:
             images = [one for one in files if one.suffix.lower() in SUFFIXES]
             if (root / name).is_dir() and not images:
                 raise InputError(
-                    f"{root / name} must hold images ({', '.join(SUFFIXES)}), but it has {len(files)} other files."
+                    f"{root / name} must hold images ({', '.join(SUFFIXES)}), but it holds {len(files)} other files."
                 )
             paths += images
             labels += [label] * len(images)
@@ -75,16 +75,16 @@ def find_files(folder: Path) -> FolderFiles:
 
 
 class FolderImages:
-    """Pixels of image files, read when they are asked for.
+    """The pixels of image files, read on demand.
 
     Args:
         paths: The files.
-        size: Height and width to which they are resized; None: their own, which must be equal.
+        size: Height and width to which they are resized; None: their own size, which must be equal.
 
     Attributes:
         sizes: The different heights and widths of the files.
         size: Height and width of all images.
-        mode: ``"L"`` if all files are grey, else ``"RGB"``.
+        mode: ``"L"`` if all files are gray, else ``"RGB"``.
 
     Raises:
         InputError: A file cannot be read or has more than 8 bits per channel, or the sizes differ.
@@ -103,18 +103,18 @@ class FolderImages:
         if size is None and len(self.sizes) > 1:
             (low, left), (high, right) = self.sizes[0], self.sizes[-1]
             raise InputError(
-                f"The images must have one size, but there are {len(self.sizes)}, such as {low} x {left} and {high} x {right}. Pass "
-                "`image_size`, to which all are resized."
+                f"The images must have the same size, but there are {len(self.sizes)} sizes, such as {low} x {left} and {high} x {right}. Pass "
+                "`image_size` to resize them."
             )
         self.size = size or self.sizes[0]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that all images need in memory."""
+        """The size of all images in memory, in bytes."""
         return len(self.paths) * (3 if self.mode == "RGB" else 1) * self.size[0] * self.size[1]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Images [n, C, H, W] in uint8 of rows [n]."""
+        """The images [n, C, H, W] of rows [n], in uint8."""
         return torch.stack([_read(self.paths[row], self._pixels) for row in rows.tolist()])
 
     def _pixels(self, image: Image.Image) -> Tensor:
@@ -132,7 +132,7 @@ def _read(path: Path, read: Callable[[Image.Image], T]) -> T:
             return read(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path} cannot be read as an image: {without_period(error)}. Repair it, or take it away."
+            f"{path} cannot be read as an image: {without_period(error)}. Repair it, or remove it."
         ) from error
 
 
@@ -146,8 +146,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def channel_scale(images: Any, rows: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, of images in 0 ... 1; a constant channel has 1."""
-    # All images have one size, so the moments of the whole are the means of the images' own.
+    """The mean and standard deviation per channel, of images in 0 ... 1; the latter is 1 for a constant channel."""
+    # All images have the same size, so the moments of all are the means of the images' moments.
     moments = []
     for chunk in torch.split(rows, 256):
         pixels = images[chunk].double() / 255

@@ -1,4 +1,4 @@
-"""Small-image data sets on disk, split and normalized as in the DDU experiments."""
+"""Small-image data sets from files, split and normalized as in the DDU experiments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,21 +17,21 @@ from lightning_uq.errors import InputError
 class ImageDataModule(LightningDataModule):
     """The base of the image data sets. Batches are ``(x [B, C, H, W], y [B])``.
 
-    A tenth of the official training set validates, the official test set tests. Files lie under ``root`` as torchvision
-    lays them out; only those that are used need be there.
+    A tenth of the official training set is for validation, and the official test set for testing. The files in ``root`` have
+    torchvision's layout; only the files that are used need to exist.
 
     Args:
         root: Folder of the files.
         batch_size: Samples per batch.
         seed: Seed of the split, DDU's ``val_seed``, and of the order of the training batches.
-        augment: Augment the training batches, where the data set has an augmentation (CIFAR).
-        ood_datasets: Names whose test sets are the out-of-distribution data, with this data set's normalization:
+        augment: Whether to augment the training batches, if the data set has an augmentation (CIFAR).
+        ood_datasets: Names of the data sets whose test sets are the out-of-distribution data, with this data set's normalization:
             ``mnist``, ``fashion_mnist``, ``kmnist``, or ``cifar10``, ``cifar100``, ``svhn``.
-        num_workers: Processes that load, for each loader.
-        download: Have torchvision download missing files.
+        num_workers: Number of loading processes per loader.
+        download: Whether torchvision may download missing files.
 
     Raises:
-        InputError: A batch size below 1, or an out-of-distribution data set that is unknown, this one, or of other images.
+        InputError: The batch size is below 1, or an out-of-distribution data set is unknown, this one, or of another image size.
 
     Attributes:
         name: Name of the data.
@@ -65,8 +65,8 @@ class ImageDataModule(LightningDataModule):
         for name in ood_datasets:
             if name not in alike:
                 raise InputError(
-                    f"`ood_datasets` of {self.name} must hold names among {', '.join(alike)}, whose images "
-                    f"are as large, but it holds {name!r}."
+                    f"`ood_datasets` of {self.name} must hold names from {', '.join(alike)}, whose images "
+                    f"have the same size, but it holds {name!r}."
                 )
         self.root = Path(root)
         self.batch_size = batch_size
@@ -79,11 +79,11 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def _source(self) -> str:
-        """The torchvision data set that the images come from."""
+        """The name of the images' torchvision data set."""
         return self.name
 
     def prepare_data(self) -> None:
-        """Download, if that was asked for."""
+        """Download the files, if requested."""
         if self.download:
             for train in (True, False):
                 load_images(self._source, self.root, train=train, download=True)
@@ -91,14 +91,14 @@ class ImageDataModule(LightningDataModule):
                 load_images(name, self.root, train=False, download=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the files that ``stage`` needs; later calls find them loaded."""
+        """Load the files that ``stage`` needs, once."""
         if stage in ("fit", "validate", None):
             self._samples(train=True)
         if stage in ("test", "predict", None):
             self._samples(train=False)
 
     def load_samples(self, train: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [N, C, H, W], and for each sample its label [S] and the image [S] that it shows."""
+        """Images [N, C, H, W], and for each sample its label [S] and the index of its image [S]."""
         images, labels = load_images(self._source, self.root, train=train)
         return images, labels, torch.arange(len(labels))
 
@@ -119,11 +119,11 @@ class ImageDataModule(LightningDataModule):
     # ------------------------------------------------------------------ loaders
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches, augmented, in an order that follows the seed."""
+        """Augmented training batches, in an order determined by the seed."""
         return self._loader(self.dataset("train"), shuffle=True, generator=torch.Generator().manual_seed(self.seed))
 
     def uq_fit_dataloader(self) -> DataLoader[Any]:
-        """The training samples in order and without augmentation, to fit a density to."""
+        """The training samples in order and without augmentation, for fitting a density."""
         return self._loader(self.dataset("fit"))
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -168,7 +168,7 @@ class MNISTLike(ImageDataModule):
 
 
 class _CIFARLike(ImageDataModule):
-    # The original has CIFAR-10's numbers for all three.
+    # The original uses CIFAR-10's numbers for all three.
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 

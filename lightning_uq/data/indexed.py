@@ -1,4 +1,4 @@
-"""Samples that know their position: what a bootstrap needs."""
+"""Samples that carry their position, as a bootstrap needs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from lightning_uq.errors import InputError
 
 
 class IndexedSample(NamedTuple):
-    """A sample with its position; collated, a batch of them. A third item of another tuple is never taken for a position."""
+    """A sample with its position, or, when collated, a batch of them. The third item of any other tuple is never read as a position."""
 
     input: Any
     target: Any
@@ -17,7 +17,7 @@ class IndexedSample(NamedTuple):
 
 
 class Indexed(Dataset[Any]):
-    """A data set whose items carry their position: ``(x, y)`` becomes an :class:`IndexedSample`, a mapping gains ``index``.
+    """A data set whose items carry their position: ``(x, y)`` becomes an :class:`IndexedSample`, and a mapping gains ``index``.
 
     Wrap the whole data set before it is split or shuffled, so that a sample keeps its number.
 
@@ -38,7 +38,7 @@ class Indexed(Dataset[Any]):
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
             raise InputError(
                 f"`dataset` must be map-style, with a length and items by position, but it is a "
-                f"{type(dataset).__name__}. Yield the index with the samples of a stream."
+                f"{type(dataset).__name__}. For a stream, yield the index with the samples."
             )
         self.dataset = dataset
 

@@ -1,4 +1,4 @@
-"""What a comparison of methods reads of a data module."""
+"""The interface of data modules for a comparison of methods."""
 
 from typing import Any, Literal, Protocol
 
@@ -8,11 +8,11 @@ TaskName = Literal["classification", "binary", "multilabel", "segmentation", "re
 
 
 class TaskData(Protocol):
-    """A data module that says what its targets mean, so that networks and tasks can be built for it.
+    """A data module that describes its targets, so that networks and tasks can be built for it.
 
     :class:`~lightning_uq.data.ArrayDataModule` and its subclasses have this interface, and
-    :class:`~lightning_uq.running.foreign_data.ForeignDataModule` gives it to a data module of somebody else's.
-    :func:`lightning_uq.tasks.task_for` makes the task. The loaders give batches that :func:`lightning_uq.batches.unpack_batch` reads,
+    :class:`~lightning_uq.running.foreign_data.ForeignDataModule` gives it to a user's data module.
+    :func:`lightning_uq.tasks.task_for` makes the task. The loaders yield batches for :func:`lightning_uq.batches.unpack_batch`,
     mostly ``(x [B, *input_shape], y [B, ...])``.
     """
 
@@ -32,7 +32,7 @@ class TaskData(Protocol):
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network for the task with its plain head: classes C, labels L, target dimensions D, 1 for binary."""
+        """The number of outputs of a network for the task with its plain head: classes C, labels L, target dimensions D, or 1 for binary."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -44,14 +44,14 @@ class TaskData(Protocol):
 
     @property
     def test_rows(self) -> Tensor:
-        """Positions [N] in the whole data of the test samples, in the order of the test loader.
+        """Positions [N] of the test samples in the whole data, in the order of the test loader.
 
-        Two seeds' splits are matched by them. They are equal for all seeds if the test part is fixed.
+        They match the rows of two seeds' splits, and are equal for all seeds if the test part is fixed.
         """
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about the data that a reader of results should see."""
+        """Sentences about the data for readers of the results."""
 
     def setup(self, stage: str) -> None:
         """Read and split the data."""

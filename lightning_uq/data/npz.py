@@ -18,23 +18,23 @@ from lightning_uq.guessing import report_guess
 
 
 class NpzDataModule(ArrayDataModule):
-    """A user's own ``.npz`` file: arrays ``x`` [N, ...] of numbers, and ``y``, whose type says the task.
+    """A user's own ``.npz`` file: arrays ``x`` [N, ...] of numbers, and ``y``, whose type determines the task.
 
-    As in tables, booleans and integers [N] of at most 20 different values are class labels. Floats and other integers, [N] or [N, D],
-    are regressed in their units. Booleans, or integers of 0 and 1, [N, L] with L > 1, are labels of a multilabel task.
+    As in tables, booleans and integers [N] with at most 20 different values are class labels. Floats and other integers, [N] or [N, D],
+    are regressed in their units. Booleans, or integers 0 and 1, [N, L] with L > 1, are labels of a multilabel task.
 
     Args:
         path: The file.
         ood_classes: Labels held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Samples per batch.
-        standardize: Scale every feature by the training samples' mean and standard deviation.
-        flatten: Whether x is [B, d] whatever its shape was.
-        task: ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` reads it from ``y``.
+        standardize: Whether to scale every feature by the training samples' mean and standard deviation.
+        flatten: Whether to flatten x to [B, d].
+        task: ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` infers it from ``y``.
 
     Raises:
-        InputError: The file cannot be read, an array is missing or holds what it must not; the message names both. Or ``y`` does not
-            fit ``task``.
+        InputError: The file cannot be read, or an array is missing or invalid; the message names both. Or ``y`` does not
+            match ``task``.
 
     Example:
         >>> import tempfile
@@ -79,7 +79,7 @@ class NpzDataModule(ArrayDataModule):
                 f"Array `x` of {self.path} must hold numbers [N, ...], but it is {x.dtype} of shape {list(x.shape)}."
             )
         targets = self._targets(y, len(x))
-        with np.errstate(over="ignore"):  # what overflows is infinite, and told below
+        with np.errstate(over="ignore"):  # overflow gives infinity, which raises below
             features = torch.from_numpy(x.astype(np.float32))
         finite = features.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
@@ -98,10 +98,10 @@ class NpzDataModule(ArrayDataModule):
         task = self._given_task or _shown_task(y)
         if task == "regression":
             return self._regression_targets(y, num)
-        labels = self._whole(y, task)
+        labels = self._integer_labels(y, task)
         return self._flags(labels, num) if task == "multilabel" else self._labels(labels, num)
 
-    def _whole(self, y: np.ndarray[Any, Any], task: str) -> np.ndarray[Any, Any]:
+    def _integer_labels(self, y: np.ndarray[Any, Any], task: str) -> np.ndarray[Any, Any]:
         """The labels as integers."""
         broken = y[y != np.round(y)] if y.dtype.kind == "f" else y[:0]
         if broken.size:
@@ -110,7 +110,7 @@ class NpzDataModule(ArrayDataModule):
 
     def _labels(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
         if y.shape != (num,):
-            hint = " If they are numbers and not classes, pass task='regression'." if len(y) == num else ""
+            hint = " If they are numbers rather than classes, pass task='regression'." if len(y) == num else ""
             raise InputError(
                 f"Array `y` of {self.path} must have shape [{num}], one label for each row of `x`, but its shape is "
                 f"{list(y.shape)}.{hint}"
@@ -158,13 +158,13 @@ class NpzDataModule(ArrayDataModule):
             report_guess(
                 f"Array `y` of {self.path} is regressed, but its values are whole, as class labels are. If they are classes, pass "
                 "task='classification'.",
-                None,  # each seed of a comparison has a module of its own
+                None,  # each seed of a comparison has its own module
                 is_doubtful=True,
             )
         return targets
 
     def _check_extreme(self, name: str, values: np.ndarray[Any, Any]) -> None:
-        """An error where one value decides the scale of a column [N, ...] alone."""
+        """Raise if one value dominates the scale of a column [N, ...]."""
         if values.dtype.kind != "f":
             return
         for column, found in enumerate(values.reshape(len(values), -1).T):
@@ -185,13 +185,13 @@ def _shown_task(y: np.ndarray[Any, Any]) -> TaskName:
 
 
 def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays of an ``.npz`` file: all of ``names``, and those of ``optional`` that it has; no other is opened.
+    """The arrays ``names`` of an ``.npz`` file, and those of ``optional`` that exist. Other arrays are not read.
 
     Raises:
         InputError: The file cannot be read, or an array is missing.
     """
     try:
-        # Pickled objects stay shut: opening them could run anything.
+        # Pickled objects are not loaded, since they could run any code.
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):

@@ -1,4 +1,4 @@
-"""Data by name: built in, a file, or a folder."""
+"""Opens data by name: built-in data, a file, or a folder."""
 
 import inspect
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ def open_data(
     batch_size: int = 64,
     **arguments: Any,
 ) -> ArrayDataModule:
-    """The data module of a name or path, read and split.
+    """The data module for a name or path, read and split.
 
     Args:
         name: ``"digits"``, ``"diabetes"`` or ``"shapes"``; the path of an ``.npz`` file, of a ``.csv`` or ``.parquet`` table, or of a
-            folder with one subfolder of images per class; or a UCI table, whose ``data.txt`` lies in ``<root>/<name>``.
+            folder with one subfolder of images per class; or a UCI table, whose ``data.txt`` is in ``<root>/<name>``.
         target: Target columns of a table.
-        task: The task, where it is not the one that the data show.
-        ood_classes: Classes held out as out-of-distribution data; None: 8 and 9 of the digits, else none.
+        task: The task, if it is not the one that the data imply.
+        ood_classes: Classes held out as out-of-distribution data; None: 8 and 9 for the digits, and none for other data.
         ood: For a table, the path of another one with out-of-distribution rows.
         root: Folder of the UCI tables; None: ``data/uci``.
         seed: Seed of the split and of the order of the training batches.
@@ -53,8 +53,8 @@ def open_data(
         **arguments: Further arguments of the data module, such as ``flatten``, ``image_size``, ``drop`` or ``sep``.
 
     Raises:
-        InputError: There are no such data, an argument does not belong to them, or they are not as they should be.
-        MissingExtraError: The package that reads them is not installed.
+        InputError: The data do not exist or are invalid, or do not take an argument.
+        MissingExtraError: A package for reading the data is not installed.
 
     Example:
         >>> data = open_data("digits", ood_classes=[3])
@@ -95,7 +95,7 @@ def open_data(
     unknown = [key for key in arguments if key in first or (key not in parameters and not takes_any)]
     if unknown:
         raise InputError(
-            f"data={name!r} takes no `{unknown[0]}`, but of {listed([key for key in parameters if key not in first])}."
+            f"data={name!r} takes no argument `{unknown[0]}`. Its arguments are {listed([key for key in parameters if key not in first])}."
         )
     data = kind(**first, seed=seed, batch_size=batch_size, **arguments)
     data.setup()
@@ -103,7 +103,7 @@ def open_data(
 
 
 def _resolve(name: str, root: str | None) -> tuple[type[ArrayDataModule], TaskName | None, dict[str, Any]]:
-    """The class of the data module, its task if there is one alone, and the arguments that say where the data are."""
+    """The class of the data module, its task if there is only one, and the arguments that locate the data."""
     if name in BUILT_IN:
         return *BUILT_IN[name], {}
     if name.endswith(".npz"):
@@ -116,7 +116,7 @@ def _resolve(name: str, root: str | None) -> tuple[type[ArrayDataModule], TaskNa
     if Path(name).is_dir():
         return ImageFolderDataModule, None, {"path": name}
     tables = sorted(found.parent.name for found in folder.glob("*/data.txt"))
-    uci = f"a UCI table in {folder} ({listed(tables) or 'there is none'}; another folder is `root`)"
+    uci = f"a UCI table in {folder} ({listed(tables) or 'there is none'}; pass another folder as `root`)"
     raise InputError(
         f"`data` must be {', '.join(BUILT_IN)}, the path of an .npz, .csv or .parquet file or of a folder of images, or {uci}, but it is "
         f"{name!r}."

@@ -17,7 +17,7 @@ NUM_SPLITS = 20
 class DiabetesDataModule(ArrayDataModule):
     """Scikit-learn's diabetes: 442 patients with 10 measurements, and the progress of the disease one year later.
 
-    The data come with scikit-learn, so there is nothing to download. Features are standardised; targets [B, 1] stay in their units.
+    The data come with scikit-learn, without a download. Features are standardized; targets [B, 1] stay in their units.
 
     Args:
         seed: Seed of the split (60/20/20) and of the order of the training batches.
@@ -45,7 +45,7 @@ class DiabetesDataModule(ArrayDataModule):
             from sklearn.datasets import load_diabetes
         except ImportError as error:
             raise MissingExtraError(
-                "The diabetes data need scikit-learn, which the extra `data` brings: pip install 'lightning-uq[data]'."
+                "The diabetes data need scikit-learn. Install the extra `data`: pip install 'lightning-uq[data]'."
             ) from error
         table = load_diabetes(scaled=False)
         return torch.from_numpy(table.data).float(), torch.from_numpy(table.target).float().unsqueeze(1)
@@ -55,13 +55,13 @@ class UCIDataModule(ArrayDataModule):
     """A UCI regression table in the layout of the literature: ``<root>/<table>/data.txt``, numbers separated by spaces.
 
     The last column is the target; ``naval-propulsion-plant`` has its target in column 16, and column 17 is not used. Features are
-    standardised, targets [B, 1] stay in their units.
+    standardized; targets [B, 1] stay in their units.
 
     Args:
         table: Name of the table's folder, for example ``"concrete"``.
         root: Folder of the tables.
-        split: Number of the published split, 0 to 19: its 10 % of the rows test, and of the others a fifth validates. None: a split
-            of 60/20/20 by ``seed``.
+        split: Number of the published split, 0 to 19: its 10 % of the rows are for testing, and a fifth of the others for validation. None: a 60/20/20
+            split by ``seed``.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Samples per batch.
 

@@ -1,4 +1,4 @@
-"""Drawn shapes to segment: nothing to download, and uncertainty of both kinds by construction."""
+"""Drawn shapes for segmentation, without a download, with both kinds of uncertainty by construction."""
 
 from typing import Any
 
@@ -15,24 +15,24 @@ IGNORED = 255
 CLASS_NAMES = ("background", "disc", "square", "triangle")
 DRAWING_SEED = 20240601
 COLOURS = 1.6 * torch.eye(3)
-"""The mean colours of discs, squares and triangles."""
+"""The mean colors of discs, squares and triangles."""
 AMBIGUOUS = 0.2
 """Share of the discs and squares that are drawn halfway between both, with either label."""
 BOLDNESS = 0.12
-"""Standard deviation of a label's radius relative to the drawn one."""
+"""Standard deviation of the radius of a label relative to the drawn radius."""
 
 
 class ShapesDataModule(ArrayDataModule):
-    """Images [B, 3, 32, 32] of one to three coloured shapes on a cloudy ground, and the class [B, 32, 32] of every pixel.
+    """Images [B, 3, 32, 32] of one to three colored shapes on a cloudy background, and the class [B, 32, 32] of every pixel.
 
-    Classes are background, disc, square and triangle. Each class has a usual colour, from
-    which a shape's own differs. No model can be certain: the labels
-    of a shape are drawn a little too large or too small, as annotators do, and a fifth of the discs and squares are drawn halfway
+    The classes are background, disc, square and triangle. Each class has a usual color, from
+    which a shape's own color differs. No model can be certain: the labels
+    of a shape are slightly too large or too small, as if drawn by annotators, and a fifth of the discs and squares are drawn halfway
     between the two, with either label. The outermost pixels have the label 255, which does not count. Out-of-distribution
-    images show crosses in mixtures of two of these colours; their pixels have the label 255 too. The images are the same for every seed, which splits them.
+    images show crosses in mixtures of two of these colors, and their pixels also have the label 255. The images are the same for every seed; only the split differs.
 
     Args:
-        num_images: Number of images, which the split shares out 60/20/20; there are a fifth as many with crosses.
+        num_images: Number of images, split 60/20/20. A fifth of this number of images with crosses is added.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Images per batch.
 
@@ -75,7 +75,7 @@ class ShapesDataModule(ArrayDataModule):
 
 
 def _draw(has_crosses: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One image [3, 32, 32] of about mean 0 and variance 1, and its labels [32, 32]."""
+    """One image [3, 32, 32] with a mean of about 0 and a variance of about 1, and its labels [32, 32]."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(*shape, generator=generator)
@@ -100,7 +100,7 @@ def _draw(has_crosses: bool, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def _distance(kind: int, v: Tensor, u: Tensor, is_ambiguous: bool) -> Tensor:
-    """Below 1 inside of the shape: a cross (0), disc (1), square (2) or triangle (3) of radius 1 around the origin."""
+    """A distance that is below 1 inside a cross (0), disc (1), square (2) or triangle (3) of radius 1 around the origin."""
     u, v = u.abs(), v if kind == 3 else v.abs()
     if kind == 0:
         return torch.minimum(torch.maximum(u, 3 * v), torch.maximum(3 * u, v))

@@ -1,4 +1,4 @@
-"""Splits of rows into training, validation and test parts by a seed, which move no global random state."""
+"""Splits of rows into training, validation and test parts by a seed, independent of the global random state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def stratified_split(
 
     Args:
         labels: Class labels [N].
-        seed: Seed of the split; it moves no global random state.
+        seed: Seed of the split; the global random state does not change.
         shares: Shares of training, validation and test samples, which sum to 1. A part with share 0 is empty.
         names: Names of the labels, for the error. None: the labels themselves.
 
@@ -27,7 +27,7 @@ def stratified_split(
         Indices of the training, validation and test samples.
 
     Raises:
-        InputError: A class has fewer samples than there are parts, so that a part would lack it.
+        InputError: A class has fewer samples than there are parts.
 
     Example:
         >>> train, val, test = stratified_split(torch.tensor([0, 1]).repeat(10), seed=0)
@@ -41,16 +41,16 @@ def stratified_split(
         rows = (labels == label).nonzero().squeeze(1)
         if len(rows) < least:
             name = names[label] if names else label
-            # A class that is called by a number may be a count.
-            hint = " If the targets are numbers and not classes, pass task='regression'." if name == label else ""
+            # A class named by a number may be a count.
+            hint = " If the targets are numbers rather than classes, pass task='regression'." if name == label else ""
             raise InputError(
                 f"Every class in distribution needs at least {least} samples, one for each part of the split, but "
-                f"class {name} has {len(rows)}. Merge it, leave it out, or hold it out.{hint}"
+                f"class {name} has {len(rows)}. Merge it, remove it, or hold it out.{hint}"
             )
         rows = rows[torch.randperm(len(rows), generator=generator)]
         for part, chunk in zip(parts, rows.split(_sizes(len(rows), shares)), strict=True):
             part.append(chunk)
-    # Metrics over pairs of consecutive rows need an order in which a row tells nothing about the next one's class.
+    # Metrics over pairs of consecutive rows need an order in which a row does not predict the next one's class.
     joined = [torch.cat(part) for part in parts]
     return tuple(part[torch.randperm(len(part), generator=generator)] for part in joined)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""What a table's columns hold: numbers, categories, or neither, told by an error that names the column."""
+"""Checks whether a table's columns hold numbers or categories; errors name the column."""
 
 import re
 from typing import Any, Literal
@@ -15,7 +15,7 @@ _DATE = re.compile(r"\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\
 
 
 def column_kind(name: str, values: Any) -> Literal["integers", "floats", "booleans", "strings", "categories", "empty"]:
-    """What a ``pandas.Series`` holds beside missing values.
+    """The kind of values in a ``pandas.Series``, apart from missing ones.
 
     Raises:
         InputError: Dates, or values that are neither numbers nor text.
@@ -38,14 +38,14 @@ def column_kind(name: str, values: Any) -> Literal["integers", "floats", "boolea
         return kinds[found]  # type: ignore[return-value]
     if found in ("datetime64", "datetime", "date", "timedelta64", "timedelta", "time", "period"):
         raise _date_error(name)
-    raise InputError(f"Column `{name}` must hold numbers or text, but it holds {found} values. {_drop(name)}")
+    raise InputError(f"Column `{name}` must hold numbers or text, but it holds {found} values. {_drop_advice(name)}")
 
 
 def check_text(name: str, values: Any) -> None:
-    """An error where a column of strings holds dates, or numbers that were not read as such.
+    """Raise if a column of strings holds dates, or numbers that were not parsed.
 
     Raises:
-        InputError: The message names the column and the argument that helps.
+        InputError: The message names the column and the argument to pass.
     """
     pandas = import_pandas()
     texts = values.dropna().astype(str)
@@ -64,10 +64,12 @@ def check_text(name: str, values: Any) -> None:
         elif len(separated):
             advice = (
                 f"text such as {separated.iloc[0]!r}, which looks like numbers with commas or groups of thousands. Pass {passed(decimal=',')} "
-                "for decimal commas (with sep=';' where semicolons separate the fields), or thousands=',' for groups. Remove other separators."
+                "for decimal commas (with sep=';' if semicolons separate the fields), or thousands=',' for groups. Remove other separators."
             )
         elif len(other := texts[~is_number]):
-            advice = f"numbers as text. If {other.iloc[0]!r} stands for a missing value, pass {passed(na_values=[other.iloc[0]])}."
+            advice = (
+                f"numbers as text. If {other.iloc[0]!r} is a missing value, pass {passed(na_values=[other.iloc[0]])}."
+            )
         else:
             advice = "numbers as text. Convert it to numbers."
         raise InputError(f"Column `{name}` holds {advice} {are_categories}")
@@ -76,7 +78,7 @@ def check_text(name: str, values: Any) -> None:
 
 
 def numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The values [N] in float64, NaN where they are missing.
+    """The values [N] in float64, NaN if missing.
 
     Raises:
         InputError: The column holds text or infinity.
@@ -92,19 +94,19 @@ def numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     present = values.notna().to_numpy(dtype=bool)
     found[present] = values[present].to_numpy(dtype=np.float64)
     if np.isinf(found).any():
-        raise InputError(f"Column `{name}` must be finite, but {int(np.isinf(found).sum())} rows hold infinity.")
+        raise InputError(f"Column `{name}` must be finite, but {int(np.isinf(found).sum())} rows are infinite.")
     return found
 
 
 def texts(values: Any) -> Any:
-    """The values as text in an object array, None where they are missing; 3, 3.0 and "3" are the same category."""
+    """The values as text in an object array, None if missing. 3, 3.0 and "3" are the same category."""
     codes, distinct = import_pandas().factorize(values.astype(object))
     names = np.array([*map(_text, distinct), None], dtype=object)
     return names[codes]  # the code of a missing value is -1
 
 
 def levels_of(values: Any) -> list[str]:
-    """The different values as text: in the order of a categorical dtype, else sorted, numbers by size."""
+    """The different values as text, in the order of a categorical dtype, or sorted, with numbers by size."""
     found = {text for text in texts(values) if text is not None}
     if hasattr(values, "cat"):
         return [text for text in map(_text, values.cat.categories) if text in found]
@@ -130,10 +132,10 @@ def _share(flags: Any) -> float:
 
 def _date_error(name: str) -> InputError:
     return InputError(
-        f"Column `{name}` holds dates or times, which have no one reading as a feature. Replace it by numbers, such as the days "
-        f"since an event or the month. {_drop(name)}"
+        f"Column `{name}` holds dates or times, which cannot be used as a feature. Replace it by numbers, such as the days "
+        f"since an event or the month. {_drop_advice(name)}"
     )
 
 
-def _drop(name: str) -> str:
-    return f"A feature can be left out: {passed(drop=[name])}."
+def _drop_advice(name: str) -> str:
+    return f"To leave a feature out, pass {passed(drop=[name])}."

@@ -1,4 +1,4 @@
-"""The features of a table: numbers standardised and categories one-hot, by the statistics of the training rows."""
+"""Encodes a table as features: numbers are standardized and categories are one-hot, by statistics of the training rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,17 +14,17 @@ from lightning_uq.data.table_files import passed
 from lightning_uq.errors import InputError
 
 MAX_LEVELS = 50
-"""A category with more levels is an error."""
+"""The largest number of levels of a category."""
 
 Unseen = Literal["indicator", "error"]
 
 Place = Callable[[Any], str]
-"""Says where a row is, from its label in the index of a ``pandas.DataFrame``: ``"line 7"``."""
+"""Returns the place of a row in its file, such as ``"line 7"``, from its label in the index of a ``pandas.DataFrame``."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A column of numbers: mean and standard deviation (0 for a constant), and whether training rows miss it."""
+    """A column of numbers: its mean and standard deviation (0 for a constant), and whether training rows miss values."""
 
     name: str
     mean: float
@@ -33,20 +33,20 @@ class Number:
 
     @property
     def feature_names(self) -> list[str]:
-        """Names of the features that it becomes."""
+        """The names of the column's features."""
         return [self.name] * (self.std > 0) + [f"{self.name}=missing"] * self.has_missing
 
     def encode(
         self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen, place: Place
     ) -> list[np.ndarray[Any, Any]]:
-        """Its features [N] each; a missing value becomes the training mean."""
+        """The column's features, each [N]; a missing value becomes the training mean."""
         found = numbers(self.name, values)
         missing = np.isnan(found)
         if missing.any() and not self.has_missing:
             if policy == "error":
                 raise InputError(
-                    f"Column `{self.name}` misses {int(missing.sum())} values, but no training row misses any. Fill them, or leave "
-                    "these rows out."
+                    f"Column `{self.name}` misses {int(missing.sum())} values, but it has no missing values in the training rows. Fill them, or remove "
+                    "these rows."
                 )
             unseen |= missing
         scaled = np.where(missing, 0.0, (found - self.mean) / (self.std or 1.0))
@@ -61,7 +61,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Category:
-    """A column of categories: its levels in the training rows, and whether these rows miss it, which is a level too."""
+    """A column of categories: its levels in the training rows, and whether these rows miss values, which count as a level."""
 
     name: str
     levels: tuple[str, ...]
@@ -69,13 +69,13 @@ class Category:
 
     @property
     def feature_names(self) -> list[str]:
-        """Names of the features that it becomes."""
+        """The names of the column's features."""
         return [f"{self.name}={level}" for level in (*self.levels, *["missing"] * self.has_missing)]
 
     def encode(
         self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen, place: Place
     ) -> list[np.ndarray[Any, Any]]:
-        """Its features [N] each, all 0 at a level that no training row has."""
+        """The column's features, each [N]; all are 0 for a level that is not in the training rows."""
         found = texts(values)
         levels: list[str | None] = [*self.levels, *[None] * self.has_missing]
         features = [found == level for level in levels]
@@ -84,7 +84,7 @@ class Category:
             level = found[new][0]
             what = "a missing value" if level is None else f"level {level!r}"
             raise InputError(
-                f"Column `{self.name}` holds {what} in {int((found == level).sum())} rows, which no training row has. Correct it, or "
+                f"Column `{self.name}` holds {what} in {int((found == level).sum())} rows, which is not in the training rows. Correct it, or "
                 f"pass {passed(unseen='indicator')}."
             )
         unseen |= new
@@ -93,13 +93,13 @@ class Category:
 
 @dataclass(frozen=True)
 class TableEncoder:
-    """From a table to features; plain data.
+    """Encodes a table as features; consists of plain data.
 
     Attributes:
         columns: The columns that become features.
-        unseen: ``"indicator"`` appends a feature that is 1 in rows with anything that no training row has.
-        constant: Names of columns that are constant in the training rows, and left out.
-        empty: Names of columns without a value in the training rows, which are left out too.
+        unseen: ``"indicator"`` appends a feature that is 1 in rows with anything that is not in the training rows.
+        constant: Names of columns that are left out because they are constant in the training rows.
+        empty: Names of columns that are left out because they have no value in the training rows.
     """
 
     columns: tuple[Number | Category, ...]
@@ -116,10 +116,10 @@ class TableEncoder:
         unseen: Unseen,
         place: Place = "row {}".format,
     ) -> "TableEncoder":
-        """The encoder of columns ``names`` by the training rows alone.
+        """The encoder of columns ``names``, fitted to the training rows only.
 
         Raises:
-            InputError: A column cannot become features; the message names it and says what to do.
+            InputError: A column cannot be encoded; the message names it and says what to do.
         """
         columns = [_fit_column(name, train[name], name in categorical, place) for name in names]
         kept = [column for column in columns if _is_informative(column)]
@@ -143,7 +143,7 @@ class TableEncoder:
         return all(isinstance(column, Number) for column in self.columns)
 
     def missing_rows(self, frame: Any) -> Any:
-        """Which rows [N] miss a value of a column that becomes features; a column that the frame lacks misses none."""
+        """The mask [N] of the rows with a missing value in an encoded column. A column that the frame lacks counts as complete."""
         names = [column.name for column in self.columns if column.name in frame.columns]
         return frame[names].isna().any(axis=1).to_numpy()
 
@@ -152,10 +152,10 @@ class TableEncoder:
 
         Args:
             frame: The rows.
-            place: Names a row in an error.
+            place: Returns the place of a row, for errors.
 
         Raises:
-            InputError: A column is missing, or holds what it must not.
+            InputError: A column is missing or has invalid values.
         """
         absent = [column.name for column in self.columns if column.name not in frame.columns]
         if absent:
@@ -171,7 +171,7 @@ class TableEncoder:
         return torch.from_numpy(np.stack(features, 1).astype(np.float32))
 
     def state(self) -> dict[str, Any]:
-        """Everything in plain lists, numbers and strings."""
+        """Everything as plain lists, numbers and strings."""
         columns = [{**asdict(column), "kind": type(column).__name__} for column in self.columns]
         for column in columns:
             if "levels" in column:
@@ -181,7 +181,7 @@ class TableEncoder:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "TableEncoder":
-        """The encoder whose :meth:`state` this is."""
+        """The encoder with this :meth:`state`."""
         columns: list[Number | Category] = []
         for given in state["columns"]:
             fields = {name: value for name, value in given.items() if name != "kind"}
@@ -207,25 +207,25 @@ def _fit_column(name: str, values: Any, is_categorical: bool, place: Place) -> N
         check_text(name, values)
     if kind == "strings" and len(levels) == num > 2:
         raise InputError(
-            f"Column `{name}` holds a different text in each of the {num} training rows, as ids and names do, so nothing can be "
-            f"learnt from it. Leave it out: {passed(drop=[name])}."
+            f"Column `{name}` holds a different text in each of the {num} training rows, like ids and names do, so nothing can be "
+            f"learned from it. To leave it out, pass {passed(drop=[name])}."
         )
     if len(levels) > MAX_LEVELS:
         raise InputError(
             f"Column `{name}` has {len(levels)} levels in the training rows, more than {MAX_LEVELS}. Group rare levels, hash them into "
-            f"fewer, or leave the column out: {passed(drop=[name])}."
+            f"fewer, or leave the column out with {passed(drop=[name])}."
         )
     return Category(name, tuple(levels), has_missing)
 
 
 def check_extreme(name: str, found: np.ndarray[Any, np.dtype[np.float64]], index: Any, place: Place) -> None:
-    """An error where one value decides the scale of a column alone.
+    """Raise if one value dominates the scale of a column.
 
     Args:
         name: The column.
         found: Its numbers [N].
         index: The labels of its rows.
-        place: Names a row.
+        place: Returns the place of a row.
 
     Raises:
         InputError: There is such a value; the message names it and its row.

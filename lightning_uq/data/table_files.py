@@ -1,4 +1,4 @@
-"""Tables with a header, CSV and Parquet, read whole with pandas."""
+"""Reads tables with a header, CSV and Parquet, with pandas."""
 
 import csv as csv_module
 import importlib
@@ -23,25 +23,25 @@ CSV_ARGUMENTS = (
     "skiprows",
     "skipinitialspace",
 )
-"""Arguments of :func:`pandas.read_csv` that are passed on."""
+"""Supported arguments of :func:`pandas.read_csv`."""
 
 
 def import_pandas() -> Any:
     """``pandas``, from the extra ``data``.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: pandas is not installed.
     """
     try:
         return importlib.import_module("pandas")
     except ImportError as error:
         raise MissingExtraError(
-            "Tables need pandas, which the extra `data` brings: pip install 'lightning-uq[data]'."
+            "Tables need pandas. Install the extra `data`: pip install 'lightning-uq[data]'."
         ) from error
 
 
 def passed(**arguments: Any) -> str:
-    """How arguments of a table are written, in Python and for the command line, which has no options for them.
+    """Arguments of a table as text, in Python and in a file for the command line, which has no options for them.
 
     Example:
         >>> print(passed(sep=";", drop=["id"]))
@@ -52,24 +52,24 @@ def passed(**arguments: Any) -> str:
     return f"{python} (in the file of --config: {{data: {{init_args: {{{yaml}}}}}}})"
 
 
-_CHECK_SEPARATOR = f"Check the quotes and the separator. One other than a comma is passed so: {passed(sep=';')}."
+_CHECK_SEPARATOR = f"Check the quotes and the separator. For a separator other than a comma, pass {passed(sep=';')}."
 
 
 def check_table(path: str, csv: Mapping[str, Any]) -> None:
-    """Whether the name ends as a table's does, and the arguments fit its kind.
+    """Check the suffix of a table's path, and that the arguments are valid for its kind.
 
     Raises:
-        InputError: The message says which does not.
+        InputError: The suffix or an argument is invalid.
     """
     if Path(path).suffix not in (".csv", ".parquet"):
         raise InputError(f"`path` must be the path of a .csv or .parquet file, but it is {path!r}.")
     unknown = [name for name in csv if name not in CSV_ARGUMENTS]
     if unknown:
         raise InputError(
-            f"TableDataModule has no argument `{unknown[0]}`. Of pandas.read_csv it takes {', '.join(CSV_ARGUMENTS)}."
+            f"TableDataModule has no argument `{unknown[0]}`. It accepts these arguments of pandas.read_csv: {', '.join(CSV_ARGUMENTS)}."
         )
     if csv and Path(path).suffix == ".parquet":
-        raise InputError(f"`{next(iter(csv))}` belongs to .csv files, but {path} is a .parquet file.")
+        raise InputError(f"`{next(iter(csv))}` is for .csv files, but {path} is a .parquet file.")
 
 
 def read_table(path: str, csv: Mapping[str, Any]) -> Any:
@@ -77,10 +77,10 @@ def read_table(path: str, csv: Mapping[str, Any]) -> Any:
 
     Args:
         path: A ``.csv`` or ``.parquet`` file.
-        csv: Arguments of :func:`pandas.read_csv` among :data:`CSV_ARGUMENTS`.
+        csv: Arguments of :func:`pandas.read_csv` from :data:`CSV_ARGUMENTS`.
 
     Raises:
-        InputError: The file cannot be read, is empty, or is written with another separator.
+        InputError: The file cannot be read, is empty, or has another separator.
         MissingExtraError: pandas is not installed, or pyarrow for Parquet.
     """
     check_table(path, csv)
@@ -120,15 +120,15 @@ def _read_csv(pandas: Any, path: str, csv: Mapping[str, Any]) -> Any:
         _check_header(path, csv.get("encoding", "utf-8-sig"))
     header = {name: value for name, value in csv.items() if name not in ("na_values", "keep_default_na")}
     names = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, index_col=False, **header)
-    _check_names(path, names.iloc[0])  # pandas would rename the second of two equal names
+    _check_names(path, names.iloc[0])  # since pandas renames the second of two equal names
     with warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)
-        # Without `index_col=False` a row with one field too many moves all values by one column, silently.
+        # Without `index_col=False`, a row with one field too many silently shifts all values by one column.
         return pandas.read_csv(path, index_col=False, low_memory=False, **csv)
 
 
 def _check_header(path: str, encoding: str) -> None:
-    """An error for a header of semicolons, tabs or bars, which pandas would read as one column."""
+    """Raise for a header with semicolons, tabs or bars, which pandas would read as one column."""
     with Path(path).open(encoding=encoding) as file:
         header = file.readline()
     for separator in (";", "\t", "|"):
@@ -142,15 +142,15 @@ def _check_header(path: str, encoding: str) -> None:
 def _check_names(path: str, names: Any) -> None:
     twice = [name for name, count in Counter(map(str, names)).items() if count > 1 and name]
     if twice:
-        raise InputError(f"The column names of {path} must differ, but `{twice[0]}` is there twice. Rename one.")
+        raise InputError(f"The column names of {path} must be unique, but `{twice[0]}` occurs twice. Rename one.")
 
 
 def place_of(path: str, csv: Mapping[str, Any], row: int) -> str:
-    """Where a row of a table is in its file: its line as an editor counts, or of other files than plain CSV the row, from 1.
+    """The place of a row of a table in its file: its line number for plain CSV, or its row number, from 1, for other files.
 
     Args:
         path: The file.
-        csv: The arguments that it was read with.
+        csv: The arguments for reading it.
         row: Position of the row, from 0.
     """
     skipped, separator = csv.get("skiprows", 0), csv.get("sep", ",")

@@ -1,4 +1,4 @@
-"""The targets of a table, and the task that they are for."""
+"""Reads the targets of a table and their task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class TableTargets:
     """Targets of all rows.
 
     Attributes:
-        values: Labels [N], or [N, L] of a multilabel task, in int64; numbers [N, D] in float32.
+        values: Labels [N], or [N, L] for a multilabel task, in int64; numbers [N, D] in float32.
         names: Names of the labels [N], in order; None for other targets.
         task: The task.
-        is_doubtful: Whether the values look like those of the other task too.
+        is_doubtful: Whether the values also look like those of the other task.
     """
 
     values: Tensor
@@ -36,26 +36,26 @@ class TableTargets:
 def read_targets(
     frame: Any, columns: tuple[str, ...], task: TaskName | None, place: Place = "row {}".format
 ) -> TableTargets:
-    """The targets in these columns.
+    """The targets in the target columns.
 
-    Text, booleans and integers of at most 20 values are classes, other numbers are regressed. Several columns of booleans, or of
-    integers 0 and 1, are the labels of a multilabel task. ``task`` overrules it.
+    Text, booleans and integers with at most 20 values are classes, and other numbers are regressed. Several columns of booleans, or of
+    integers 0 and 1, are the labels of a multilabel task. ``task`` overrides this.
 
     Args:
         frame: The rows.
         columns: The target columns.
-        task: The task, if it is given.
-        place: Names a row in an error.
+        task: The task, if given.
+        place: Returns the place of a row, for errors.
 
     Raises:
-        InputError: A target is missing or not finite, or does not fit the task.
+        InputError: A target is missing or not finite, or does not match the task.
     """
     for name in columns:
         missing = frame[name].isna()
         if missing.any():
             raise InputError(
                 f"Every row needs a target, but column `{name}` misses {int(missing.sum())} of {len(frame)}, the first in "
-                f"{place(missing.idxmax())}. Leave these rows out; if the text NA or None names a class, pass {passed(keep_default_na=False)}."
+                f"{place(missing.idxmax())}. Remove these rows. If the text NA or None is the name of a class, pass {passed(keep_default_na=False)}."
             )
     found = task or _guess(columns, frame)
     if found == "regression":
@@ -64,7 +64,7 @@ def read_targets(
         return _multilabel(frame, columns)
     if len(columns) > 1:
         raise InputError(
-            f"task={found!r} needs one target column, but `target` names {len(columns)}. Several labels per row are task='multilabel'."
+            f"task={found!r} needs one target column, but `target` names {len(columns)}. For several labels per row, pass task='multilabel'."
         )
     return _classification(columns[0], frame[columns[0]], found)
 

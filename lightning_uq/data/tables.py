@@ -1,4 +1,4 @@
-"""A user's own table, CSV or Parquet: its columns become features, its target column says the task."""
+"""A user's own table, CSV or Parquet, whose columns become features and whose target column determines the task."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -26,33 +26,33 @@ from lightning_uq.guessing import report_guess
 class TableDataModule(ArrayDataModule):
     r"""A ``.csv`` or ``.parquet`` file with a header, as features [B, d] and targets.
 
-    Everything that is estimated comes from the training rows alone:
+    All statistics come from the training rows only:
 
-    - Numbers are standardised by mean and standard deviation. A missing one becomes the mean, and a feature marks it.
-    - Text, booleans and categorical columns become one feature per level (one-hot). Missing values are a level of their own.
+    - Numbers are standardized by mean and standard deviation. A missing one becomes the mean, and an additional feature marks it.
+    - Text, booleans and categorical columns become one feature per level (one-hot). Missing values are a separate level.
     - Columns that are constant in the training rows are left out.
-    - A last feature, ``unseen``, is 1 in rows with something that no training row has: a level, whose features are all 0
-      then, or a missing value in a column that was complete. It is 0 in training, so its weights stay random: members of an ensemble
-      disagree about such a row, and a density finds it unlikely. ``unseen="error"`` is for tables in which it can only be a mistake.
-      A table of numbers without a missing value has no such feature, and a missing value in a new table is an error.
+    - The last feature, ``unseen``, is 1 in rows with something that is not in the training rows: a level, whose features are then all 0,
+      or a missing value in a column that was complete. It is 0 in training, so its weights stay random. Members of an ensemble
+      therefore disagree about such a row, and a density finds it unlikely. Use ``unseen="error"`` for tables in which it can only be a mistake.
+      A table of numbers without missing values has no such feature, and a missing value in a new table raises.
 
-    Text, booleans, and integers of at most 20 different values are classes. Floats and other integers are regressed, in their
-    units. A ``task`` overrules it: with ``"regression"`` integers are numbers, and booleans 0 and 1. Several columns of booleans, or of integers 0 and 1, are the labels of a multilabel task. One line reports the task and what
-    became of the columns.
+    Text, booleans, and integers with at most 20 different values are classes. Floats and other integers are regressed, in their
+    units. ``task`` overrides this: with ``"regression"``, integers are numbers, and booleans are 0 and 1. Several columns of booleans, or of integers 0 and 1, are the labels of a multilabel task. A message reports the task and
+    the encoding of the columns.
 
-    A checkpoint of a Trainer holds the encoding, so that :meth:`transform` of the restored module treats new tables alike. The
-    stored encoding is used where the module is restored before or after :meth:`setup`.
+    A Trainer's checkpoint stores the encoding, so :meth:`transform` of the restored module encodes new tables equally. The
+    stored encoding is used if the module is restored before or after :meth:`setup`.
 
     Args:
         path: The file.
         target: Name of the target column, or of several: numbers to regress, or labels of a multilabel task.
-        task: ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` reads it from the target.
+        task: ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` infers it from the target.
         categorical: Columns of numbers whose values are categories.
         drop: Columns to leave out.
-        unseen: ``"indicator"``, or ``"error"`` where validation or test rows, or new tables, hold something unseen.
-        fractions: Shares of training, validation and test rows. Parts with a file of their own have none, and the others share its rows.
-        files: Paths of further files by the part that they are: ``"val"``, ``"test"`` or ``"ood"``. The last is out-of-distribution data with
-            the same columns, encoded like the others; it needs no target.
+        unseen: ``"indicator"``, or ``"error"`` to raise if validation or test rows, or new tables, have something unseen.
+        fractions: Shares of training, validation and test rows. Parts with their own file have no share, and the others divide the rows of ``path``.
+        files: Paths of further files by their part: ``"val"``, ``"test"`` or ``"ood"``. The last is out-of-distribution data with
+            the same columns and encoding, which need no target.
         ood_classes: Names of classes held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Samples per batch.
@@ -61,7 +61,7 @@ class TableDataModule(ArrayDataModule):
 
     Raises:
         InputError: An argument is out of range. From :meth:`setup` on: the file cannot be read, targets are missing, or a
-            column cannot become features (dates, ids, numbers as text, more than 50 levels); the message names it.
+            column cannot be encoded (dates, ids, numbers as text, more than 50 levels); the message names it.
         MissingExtraError: pandas is not installed, or pyarrow for Parquet.
 
     Example:
@@ -121,7 +121,7 @@ class TableDataModule(ArrayDataModule):
         self._encoder: TableEncoder | None = None
         self._outside: Dataset[Any] | None = None
         self._restored: dict[str, Any] | None = None
-        # Not for the logger: arguments such as `task` have other values in the module.
+        # Not logged, since arguments such as `task` have other values in the module.
         self.save_hyperparameters(
             {
                 "path": str(path),
@@ -141,7 +141,7 @@ class TableDataModule(ArrayDataModule):
         )
 
     def load_arrays(self) -> tuple[Tensor, Tensor]:
-        """The features [N, d] and targets of all parts, one after the other, without held-out classes."""
+        """The concatenated features [N, d] and targets of all parts, without held-out classes."""
         parts = [self.dataset(part).tensors for part in ("train", "val", "test")]
         return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
@@ -157,7 +157,7 @@ class TableDataModule(ArrayDataModule):
         outside = frames.pop("ood", None)
         pandas = import_pandas()
         task = self._restored["task"] if self._restored else self._given_task
-        # Targets are read together: a class has one label in all files.
+        # Targets are read together, so that a class has the same label in all files.
         together = pandas.concat([frame[list(self.target)] for frame in frames.values()], ignore_index=True)
         starts = [0, *accumulate(map(len, frames.values()))]
 
@@ -196,24 +196,24 @@ class TableDataModule(ArrayDataModule):
             report_guess(
                 f"Column `{self.target[0]}` of {self.paths['train']} is regressed, but its values are whole, as class labels are. If they are "
                 "classes, pass task='classification'.",
-                None,  # each seed of a comparison has a module of its own
+                None,  # each seed of a comparison has its own module
                 is_doubtful=self._given_task is None and self._restored is None,
             )
 
     def ood_dataloaders(self) -> dict[str, DataLoader[Any]]:
-        """Batches of the held-out classes, and of the file of out-of-distribution data, by name; empty where there are none."""
+        """Batches of the held-out classes, and of the file of out-of-distribution data, by name; empty if there are none."""
         found = super().ood_dataloaders()
         if self._outside is not None:
             found[Path(self.paths["ood"]).stem] = self._loader(self._outside)
         return found
 
     def transform(self, frame: Any) -> Tensor:
-        """Features [N, d] of the rows of a ``pandas.DataFrame``, encoded as the training rows are.
+        """Features [N, d] of the rows of a ``pandas.DataFrame``, encoded like the training rows.
 
-        Columns may be in any order; targets and other columns that are no features are ignored.
+        Columns may be in any order; targets and other columns that are not encoded are ignored.
 
         Raises:
-            InputError: A column is missing, or holds what it must not.
+            InputError: A column is missing or has invalid values.
         """
         return self._fitted.transform(frame)
 
@@ -228,7 +228,7 @@ class TableDataModule(ArrayDataModule):
         return len(self.feature_names)
 
     def state_dict(self) -> dict[str, Any]:
-        """The encoding and what the targets are, as plain data."""
+        """The encoding and the kind of the targets, as plain data."""
         encoder = self._fitted
         return {
             "format": 1,
@@ -240,10 +240,10 @@ class TableDataModule(ArrayDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a stored encoding; a table that was read with another one is read again.
+        """Restore a stored encoding; a table that was read with another one is read again.
 
         Raises:
-            InputError: The state is of another format or for other target columns.
+            InputError: The state has another format or other target columns.
         """
         if state_dict.get("format") != 1 or tuple(state_dict["target"]) != self.target:
             raise InputError(
@@ -267,7 +267,7 @@ class TableDataModule(ArrayDataModule):
         self._target_scale = None if scale is None else (tuple(scale[0]), tuple(scale[1]))
 
     def _check_restored(self, state: dict[str, Any]) -> None:
-        """Outputs of a restored network mean the stored classes, in their order, and targets in the stored scale."""
+        """Check that the data agree with a restored network: its outputs mean the stored classes in order, and targets in the stored scale."""
         found = list(self._classes)
         self._take_over(state)
         if found != state["classes"]:
@@ -284,7 +284,7 @@ class TableDataModule(ArrayDataModule):
         return self._encoder
 
     def _place(self, part: str, row: int) -> str:
-        """Where a row of a part is in its file."""
+        """The place of a row of a part in its file."""
         path = self.paths[part]
         return f"{place_of(path, self.csv, row)} of {path}"
 
@@ -294,7 +294,7 @@ class TableDataModule(ArrayDataModule):
         for argument, names in (("target", self.target), ("drop", self.drop), ("categorical", self.categorical)):
             for name in names:
                 if name not in frame.columns:
-                    # A further file need not have a column that nobody reads.
+                    # A further file may lack a column that is not used.
                     if (argument == "drop" and part != "train") or (argument == "target" and part == "ood"):
                         continue
                     close = get_close_matches(name, frame.columns, n=1)
@@ -309,8 +309,8 @@ class TableDataModule(ArrayDataModule):
         unnamed = [name for name in frame.columns if name.startswith("Unnamed: ")]
         if unnamed:
             raise InputError(
-                f"Every column of {path} needs a name, but `{unnamed[0]}` has none; row numbers are often written so. Name it, or leave "
-                f"it out: {passed(drop=[unnamed[0]])}."
+                f"Every column of {path} needs a name, but `{unnamed[0]}` has none. Row numbers are often written like this. Name the column, or leave "
+                f"it out with {passed(drop=[unnamed[0]])}."
             )
         return frame
 
@@ -322,7 +322,7 @@ class TableDataModule(ArrayDataModule):
             notes.append(f"Categories become one feature per level: {listed(categories)}.")
         if num_missing:
             notes.append(
-                f"{num_missing} of {num_rows} rows miss values: a number becomes the training mean, a category a level of its own."
+                f"{num_missing} of {num_rows} rows miss values: a number becomes the training mean, and a category a separate level."
             )
         left_out = [*self.drop, *(f"{name} (constant)" for name in encoder.constant)]
         left_out += [f"{name} (no values)" for name in encoder.empty]
@@ -332,7 +332,7 @@ class TableDataModule(ArrayDataModule):
             notes.append(f"Out-of-distribution data: {len(self._outside)} rows of {self.paths['ood']}.")  # type: ignore[arg-type]
         held = torch.cat([rows["val"], rows["test"]])
         if encoder.unseen == "indicator" and (num := int(x[held, -1].sum())):
-            notes.append(f"{num} validation and test rows hold something that no training row has.")
+            notes.append(f"{num} validation and test rows have something that is not in the training rows.")
         return tuple(notes)
 
     def _report(self, num_columns: int) -> str:
@@ -340,7 +340,7 @@ class TableDataModule(ArrayDataModule):
         if self.task in ("classification", "binary"):
             what += f" ({self.num_classes} classes: {listed(self.class_names[:10])}{', ...' * (self.num_classes > 10)})"
         text = f"{self.paths['train']}: {what}; {self.num_train} training rows; {num_columns} columns become {self.num_features} features."
-        return " ".join([text, *self._notes, "`task`, `categorical` and `drop` change it."])
+        return " ".join([text, *self._notes, "To change this, pass `task`, `categorical` or `drop`."])
 
 
 def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:

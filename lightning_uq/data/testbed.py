@@ -1,15 +1,15 @@
-"""The Neural Testbed's problems: environments whose every probability is known, to draw from and to be judged by.
+"""The Neural Testbed's problems: environments with known probabilities, for training and judging agents.
 
-A problem is a flat mapping of arrays, which :func:`save_problem` keeps in a file:
+A problem is a flat mapping of arrays, which :func:`save_problem` writes to a file:
 
-- ``x_train`` [n, d] and ``y_train`` [n, 1], all that training may see;
+- ``x_train`` [n, d] and ``y_train`` [n, 1], the only data for training;
 - ``x_test_tau{k}`` [S, k, d], ``y_test_tau{k}`` [S, k, 1] and ``true_ll_tau{k}`` [S]: draws of k inputs with their labels,
   and the labels' joint log-likelihood under the environment;
 - ``true_*`` and ``gen/*``: the environment itself;
 - ``meta``: a JSON text with the temperature (or the noise's standard deviation) and the number of classes.
 
 Source: Osband et al., "The Neural Testbed: Evaluating Joint Predictions", NeurIPS 2022 (arXiv 2110.04629), and their code
-(``neural_testbed.generative``), whose random numbers no other library can repeat: stored problems stand in for them.
+(``neural_testbed.generative``), whose random numbers other libraries cannot reproduce. Stored problems replace them.
 """
 
 import json
@@ -52,26 +52,26 @@ def classification_problem(
     num_test: int = 1000,
     seed: int = 0,
 ) -> Arrays:
-    """A random teacher, labels that it draws, and joint draws to be judged by. ``input_dim=2`` is the testbed's 2-D problem.
+    """A random teacher, labels drawn from it, and joint draws for judging. ``input_dim=2`` is the testbed's 2-D problem.
 
-    With ``rejected_classes`` the training data are shifted: some classes, drawn at random, are rare or absent in them, but as
-    frequent as ever in the test data. (The original draws those classes with replacement, so that there may be fewer.)
+    With ``rejected_classes``, the training data are shifted: some randomly drawn classes are rare or absent in them, but have their
+    usual frequency in the test data. (The original draws those classes with replacement, so there may be fewer of them.)
 
     Args:
         input_dim: d; the testbed has 2, 10 and 100.
         num_train: n; the testbed has 1, 10, 100 and 1,000 times d (in 2-D, 1 to 1,000).
         temperature: T; the testbed has 0.01, 0.1 and 0.5.
         num_classes: C; the testbed has 2.
-        inputs: Test inputs; training inputs are Gaussian always.
-        kappa: Anchors of the polyadic ones.
-        rejected_classes: Number of classes that the shift takes from the training data.
-        reject_prob: Probability that a training sample of such a class is thrown away; another is drawn instead.
+        inputs: Test inputs; training inputs are always Gaussian.
+        kappa: Number of anchors of the polyadic inputs.
+        rejected_classes: Number of classes that the shift removes from the training data.
+        reject_prob: Probability that a training sample of such a class is rejected and replaced by another draw.
         taus: Numbers of labels drawn together.
-        num_test: Number S of draws for each.
-        seed: Seed of everything; the global random state is not moved.
+        num_test: Number S of draws for each tau.
+        seed: Seed of everything; the global random state does not change.
 
     Raises:
-        InputError: A number is out of range, or nearly all that the teacher draws is rejected.
+        InputError: A number is out of range, or nearly all draws of the teacher are rejected.
 
     Example:
         >>> problem = classification_problem(input_dim=10, num_train=100, num_test=50)
@@ -120,9 +120,9 @@ def gp_classification_problem(
     ridge: float = 1e-6,
     seed: int = 0,
 ) -> Arrays:
-    """Labels drawn from the softmax of one function a class, each from the Gaussian process of an infinitely wide MLP.
+    """Labels drawn from the softmax of one function per class, each from the Gaussian process of an infinitely wide MLP.
 
-    Test inputs are drawn, with replacement, from Gaussian ones at which the functions were drawn with the training logits.
+    Test inputs are drawn, with replacement, from Gaussian inputs at which the functions were drawn jointly with the training logits.
 
     Args:
         input_dim: d.
@@ -130,10 +130,10 @@ def gp_classification_problem(
         temperature: T, by which the functions are divided.
         num_classes: C.
         taus: Numbers of labels drawn together.
-        num_test: Number S of draws for each.
-        num_inputs: Number of inputs that test draws choose from.
-        ridge: Added to the kernel's diagonal, as in the original.
-        seed: Seed of everything; the global random state is not moved.
+        num_test: Number S of draws for each tau.
+        num_inputs: Number of inputs from which test draws choose.
+        ridge: Number added to the kernel's diagonal, as in the original.
+        seed: Seed of everything; the global random state does not change.
 
     Raises:
         InputError: A number is out of range.
@@ -172,18 +172,18 @@ def regression_problem(
 ) -> Arrays:
     """A function drawn from the Gaussian process of an infinitely wide MLP, and noisy values of it.
 
-    Test inputs are drawn, with replacement, from Gaussian ones at which the function was drawn with the training values.
-    ``true_mean_tau{k}`` [S, k] holds the function there; ``true_ll_tau{k}`` is the noise's log-density.
+    Test inputs are drawn, with replacement, from Gaussian inputs at which the function was drawn jointly with the training values.
+    ``true_mean_tau{k}`` [S, k] is the function at the test inputs, and ``true_ll_tau{k}`` is the noise's log-density.
 
     Args:
         input_dim: d; the testbed has 1, 10 and 100.
         num_train: n; the testbed has 1, 10 and 100 times d.
         noise_std: The noise's standard deviation; the testbed has 0.01, 0.1 and 1.
         taus: Numbers of values drawn together.
-        num_test: Number S of draws for each.
-        num_inputs: Number of inputs that test draws choose from.
-        ridge: Added to the kernel's diagonal, as in the original.
-        seed: Seed of everything; the global random state is not moved.
+        num_test: Number S of draws for each tau.
+        num_inputs: Number of inputs from which test draws choose.
+        ridge: Number added to the kernel's diagonal, as in the original.
+        seed: Seed of everything; the global random state does not change.
 
     Raises:
         InputError: A number is out of range.
@@ -213,14 +213,14 @@ def regression_problem(
 
 
 def save_problem(problem: Mapping[str, np.ndarray[Any, Any]], path: str | Path) -> None:
-    """Write a problem, to be read by :class:`TestbedDataModule` and by ``lightning-uq compare --data testbed --problem``.
+    """Write a problem to a file for :class:`TestbedDataModule` and ``lightning-uq compare --data testbed --problem``.
 
     Args:
-        problem: What :func:`classification_problem` or another of them gives.
-        path: An ``.npz`` file; a missing folder is made, a file that is there is replaced.
+        problem: The result of :func:`classification_problem` or another function of this module.
+        path: An ``.npz`` file. A missing folder is created, and an existing file is replaced.
 
     Raises:
-        InputError: Another suffix, or what is no problem.
+        InputError: The suffix is another one, or ``problem`` is invalid.
 
     Example:
         >>> import tempfile
@@ -241,7 +241,7 @@ def save_problem(problem: Mapping[str, np.ndarray[Any, Any]], path: str | Path) 
 
 
 def _draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels [..., 1] of logits [..., C]."""
+    """Labels [..., 1] drawn from logits [..., C]."""
     probs = logits.softmax(-1)
     return torch.multinomial(probs.flatten(0, -2), 1, generator=generator).reshape(*probs.shape[:-1], 1)
 
@@ -263,7 +263,7 @@ def _shifted(
     input_dim: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Training inputs [n, d] and labels [n, 1], of which those of ``rejected`` classes were mostly thrown away."""
+    """Training inputs [n, d] and labels [n, 1], after mostly rejecting those of ``rejected`` classes."""
     kept_x, kept_y = [], []
     for _ in range(_MAX_ROUNDS):
         x = gaussian_inputs(1, 2 * num_train, input_dim, generator=generator)[0]
@@ -276,8 +276,8 @@ def _shifted(
             return torch.cat(kept_x)[:num_train], torch.cat(kept_y)[:num_train]
     raise InputError(
         f"`rejected_classes` and `reject_prob` must leave {num_train} training samples, but of "
-        f"{2 * _MAX_ROUNDS * num_train} drawn, with classes {rejected.tolist()} rejected, {sum(map(len, kept_x))} were left; "
-        "take another `seed`."
+        f"{2 * _MAX_ROUNDS * num_train} drawn ones, with classes {rejected.tolist()} rejected, only {sum(map(len, kept_x))} were left. "
+        "Use another `seed`."
     )
 
 

@@ -1,4 +1,4 @@
-"""A stored problem of the Neural Testbed: what an agent is trained on, and what it is judged by."""
+"""A stored problem of the Neural Testbed, with its data for training and for judging."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from lightning_uq.data.npz import read_npz
 from lightning_uq.errors import InputError, without_period
 
 TAUS = (1, 10, 100)
-"""Numbers of labels that the testbed predicts together."""
+"""The numbers of labels that the testbed predicts together."""
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
 class JointDraws:
-    """Draws that a model's joint predictions are judged by.
+    """Draws for judging a model's joint predictions.
 
     Attributes:
         x: Inputs [S, tau, d].
         y: Labels [S, tau].
-        true_log_likelihood: Of each draw's labels, under the environment: [S].
+        true_log_likelihood: The log-likelihood of each draw's labels under the environment [S].
     """
 
     x: Tensor
@@ -40,21 +40,21 @@ class JointDraws:
 class TestbedDataModule(ArrayDataModule):
     """A stored classification problem of the testbed.
 
-    Training sees ``x_train`` and ``y_train`` alone; of ``meta`` it is told T and C, as the testbed tells its agents. The
-    environment (``gen/*``, ``true_*``) is never opened, but for ``true_ll_tau{k}``, which :meth:`joint_draws` reads for the
-    evaluation. There is no validation data. The test data are the draws of single labels.
+    Training uses only ``x_train`` and ``y_train``, and T and C from ``meta``, which the testbed tells its agents. The
+    environment (``gen/*``, ``true_*``) is never read, except for ``true_ll_tau{k}``, which :meth:`joint_draws` reads for the
+    evaluation. There are no validation data. The test data are the draws of single labels.
 
-    An epoch is ``num_steps`` batches, cut out of one shuffle of the data after the other, so that a batch may be larger than
+    An epoch is ``num_steps`` batches, taken from consecutive shuffles of the data, so a batch may be larger than
     the data.
 
     Args:
         path: The ``.npz`` file; its arrays are those of :mod:`lightning_uq.data.testbed`.
         seed: Seed of the order of the training samples.
-        batch_size: Samples a training batch.
-        num_steps: Training batches an epoch.
+        batch_size: Samples per training batch.
+        num_steps: Training batches per epoch.
 
     Raises:
-        InputError: From ``setup`` on: the file cannot be read, an array is missing or holds what it must not; both are named.
+        InputError: From ``setup`` on: the file cannot be read, or an array is missing or invalid; the message names both.
 
     Example:
         >>> import tempfile
@@ -68,7 +68,7 @@ class TestbedDataModule(ArrayDataModule):
         (1000, torch.Size([50, 10, 3]))
     """
 
-    __test__ = False  # its name makes pytest think so
+    __test__ = False  # pytest would collect it because of its name
     name = "testbed"
 
     def __init__(self, path: str, seed: int = 0, batch_size: int = 100, num_steps: int = 1000) -> None:
@@ -97,25 +97,25 @@ class TestbedDataModule(ArrayDataModule):
         draws = read_npz(self.path, (f"x_test_tau{tau}", f"y_test_tau{tau}"))
         x_test, y_test = self._labelled(draws, *draws, ndim=3)
         self._check_dimension(f"x_test_tau{tau}", x_test, x.shape[1])
-        # Of several labels that belong together only the first is a test sample of its own.
+        # Only the first of several joint labels is a test sample.
         parts = {"train": (x, y), "val": (x[:0], y[:0]), "test": (x_test[:, 0], y_test[:, 0]), "ood": (x[:0], y[:0])}
-        for tau in self.taus:  # what is wrong with them is told before the training, not after
+        for tau in self.taus:  # to raise errors before the training rather than after it
             self._read_draws(tau, x.shape[1])
         self._test_rows = torch.arange(len(x_test))
         self._parts = {part: TensorDataset(*tensors) for part, tensors in parts.items()}
 
     @property
     def temperature(self) -> float:
-        """T: the environment's logits are divided by it."""
+        """T, by which the environment's logits are divided."""
         self.setup()
         return self._number("temperature", 0)
 
     @property
     def taus(self) -> tuple[int, ...]:
-        """Which of :data:`TAUS` the file has draws for.
+        """The numbers of :data:`TAUS` for which the file has draws.
 
         Raises:
-            InputError: None of them.
+            InputError: The file has no draws.
         """
         found = read_npz(self.path, (), tuple(f"true_ll_tau{tau}" for tau in TAUS))
         if not found:
@@ -129,19 +129,19 @@ class TestbedDataModule(ArrayDataModule):
         """The draws of ``tau`` labels together.
 
         Raises:
-            InputError: The file has none, or they do not fit together.
+            InputError: The file has none, or their shapes do not match.
         """
         self.setup()
         return self._read_draws(tau, self.num_features)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """``num_steps`` batches of ``batch_size``, in an order that follows the seed."""
+        """``num_steps`` batches of ``batch_size``, in an order determined by the seed."""
         train = self.dataset("train")
         sampler = _Shuffles(len(train), self.num_steps * self.batch_size, self.seed)
         return DataLoader(train, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:  # type: ignore[override]  # Lightning takes any collection
-        """None: the testbed's agents stop after a fixed number of steps."""
+        """No loaders, since the testbed's agents stop after a fixed number of steps."""
         return []
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -166,7 +166,7 @@ class TestbedDataModule(ArrayDataModule):
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not (value >= least > 0 or value > least == 0):
             what = "above 0" if least == 0 else f"of at least {least}"
-            raise InputError(f"`meta` of {self.path} must give `{name}` as a number {what}, but it is {value!r}.")
+            raise InputError(f"`meta` of {self.path} must have `{name}` as a number {what}, but it is {value!r}.")
         return float(value)
 
     def _labelled(self, arrays: Arrays, x_name: str, y_name: str, *, ndim: int) -> tuple[Tensor, Tensor]:
@@ -215,7 +215,7 @@ class TestbedDataModule(ArrayDataModule):
 
 
 class _Shuffles(Sampler[int]):
-    """Positions of one shuffle of n samples after the other, ``length`` in all."""
+    """The positions of consecutive shuffles of n samples, ``length`` in total."""
 
     def __init__(self, num_rows: int, length: int, seed: int) -> None:
         self.num_rows = num_rows

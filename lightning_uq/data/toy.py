@@ -1,4 +1,4 @@
-"""Small synthetic problems, made on the spot: two moons to classify, a one-dimensional curve to regress."""
+"""Small synthetic problems: two moons to classify, and a one-dimensional curve to regress."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ def two_moons(
     """Two interleaved half circles in the plane.
 
     Args:
-        num_points: Number of points N; the first class has one more where N is odd.
+        num_points: Number of points N; the first class has one more point if N is odd.
         noise: Standard deviation of the Gaussian noise on both coordinates.
         generator: Source of randomness.
 
@@ -38,7 +38,7 @@ def two_moons(
 
 
 def toy_curve(num_points: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """A cubic on [-4, 4] with noise of standard deviation 3: the regression toy of the deep-ensembles literature.
+    """A cubic on [-4, 4] with noise of standard deviation 3, the toy regression of the deep-ensembles literature.
 
     Args:
         num_points: Number of points N.
@@ -60,7 +60,7 @@ def toy_curve(num_points: int, *, generator: torch.Generator | None = None) -> t
 
 
 class ToyCurveDataModule(LightningDataModule):
-    """:func:`toy_curve` for training, validation and test, in units in which x and y have about unit variance.
+    """Training, validation and test data from :func:`toy_curve`, in units in which x and y have about unit variance.
 
     Args:
         num_train: Number of training points; validation and test have ``num_test`` each.
@@ -69,7 +69,7 @@ class ToyCurveDataModule(LightningDataModule):
         batch_size: Samples per batch.
 
     Attributes:
-        scale: What x and y were divided by.
+        scale: The divisors of x and y.
 
     Example:
         >>> x, y = next(iter(ToyCurveDataModule(batch_size=5).train_dataloader()))
@@ -91,7 +91,7 @@ class ToyCurveDataModule(LightningDataModule):
             self._parts[part] = TensorDataset(x / self.scale[0], y / self.scale[1])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches, in an order that follows the seed."""
+        """Training batches, in an order determined by the seed."""
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(self._parts["train"], batch_size=self.batch_size, shuffle=True, generator=generator)
 

@@ -1,7 +1,7 @@
-"""The numbers of the DDU experiments for trained checkpoints, in their JSON: ``lightning-uq evaluate``.
+"""Computes the metrics of the DDU experiments for trained checkpoints, in their JSON format: ``lightning-uq evaluate``.
 
-A run is one network, or the members of one ensemble; its accuracy, calibration error and two detection scores are
-averaged over runs. The scores depend on the model type, and so does the kind that average precision takes as positive:
+A run is one network, or the members of one ensemble. Its accuracy, its calibration error and two detection scores are
+averaged over runs. The scores depend on the model type, and so does the class that average precision takes as positive:
 
 ============  ==============================================  =======================================
 model type    m1                                              m2
@@ -11,7 +11,7 @@ model type    m1                                              m2
 ``gmm``       log sum_c p(f | c); positive: in                entropy of p(c | f); positive: out
 ============  ==============================================  =======================================
 
-Each number stands in the JSON under the original's key and under a plain name:
+Each number appears in the JSON under the original's key and under a plain name:
 
 ================  ================================  =====================================================================
 original          plain name                        number
@@ -21,7 +21,7 @@ original          plain name                        number
 ``m1_auroc``      ``ood_auroc_<score>``             area under the ROC curve of the score m1, test data against OOD data
 ``m1_auprc_in``   ``ood_auprc_in_<score>``          average precision, in-distribution data positive
 ``m1_auprc_out``  ``ood_auprc_out_<score>``         average precision, OOD data positive
-``m1_auprc``      the one that the table above has  the original's choice of the two
+``m1_auprc``      the one in the table above  the original's choice of the two
 ``t_...``         ``..._after_temperature``         the same after temperature scaling; a density does not change with it
 ``std``           ``se``                            standard error over runs, sqrt(sum (x - mean)^2 / (R - 1) / R)
 ================  ================================  =====================================================================

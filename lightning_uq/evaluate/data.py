@@ -1,4 +1,4 @@
-"""The data that ``--data`` and ``--ood`` name."""
+"""The data named by ``--data`` and ``--ood``."""
 
 import inspect
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from lightning_uq.running.loaders import fit_dataloader_of
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Loaders of the data that a checkpoint is evaluated on.
+    """Loaders of the data for the evaluation of a checkpoint.
 
     Attributes:
         fit: Training data without augmentation, for a density.
         val: Validation data, for the temperature.
         test: Test data.
         ood: Out-of-distribution data, or None.
-        ood_name: Name of the latter.
+        ood_name: Name of the out-of-distribution data.
     """
 
     fit: Any
@@ -39,7 +39,7 @@ _OOD_ARGUMENTS = {"ood_classes", "ood_datasets"}
 
 
 def data_names() -> dict[str, type[LightningDataModule]]:
-    """Data modules by the names that ``--data`` takes.
+    """Data modules by their names for ``--data``.
 
     Example:
         >>> sorted(data_names())
@@ -60,7 +60,7 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
     """The data of these settings, split with a seed if one is given.
 
     Raises:
-        InputError: There is no such data, or the data module does not take the arguments.
+        InputError: The data do not exist, or the data module does not take the arguments.
     """
     named = data_names()
     kind: Any = named.get(settings.data) or (NpzDataModule if settings.data.endswith(".npz") else None)
@@ -99,7 +99,7 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
         return EvaluationData(fit(), data.val_dataloader(), data.test_dataloader(), None, None)
     if not hasattr(data, "ood_dataloaders"):
         raise InputError(
-            f"`data`: {kind.__name__} has no out-of-distribution data. It needs `ood_dataloaders()`, loaders by name."
+            f"`data`: {kind.__name__} has no out-of-distribution data. Give it a method `ood_dataloaders()` that returns loaders by name."
         )
     outside = data.ood_dataloaders()
     if not chosen and settings.ood not in outside:

@@ -13,14 +13,14 @@ _ARGUMENT = re.compile(r"`(\w+)`")
 
 @contextmanager
 def naming_argument(argument: str, aliases: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A context whose errors name an argument of :class:`Settings`: ``argument``, unless they name another one.
+    """A context whose errors name ``argument``, an argument of :class:`Settings`, unless they name another one.
 
     Args:
         argument: The argument that the body reads.
-        aliases: What the errors of the body call arguments, and the arguments of the settings that these are.
+        aliases: Argument names in the errors of the body, and the corresponding arguments of the settings.
 
     Raises:
-        UQError: That of the body.
+        UQError: The error of the body.
 
     Example:
         >>> with naming_argument("data", {"path": "data"}):

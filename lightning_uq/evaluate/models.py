@@ -1,4 +1,4 @@
-"""Trained models from their checkpoints."""
+"""Loads trained models from their checkpoints."""
 
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
@@ -26,14 +26,14 @@ def load_model(
 
     Args:
         path: The file.
-        module: Import path of the LightningModule that wrote the file. Files that the command line or a post-training
-            callback of this package wrote name it themselves.
-        network: Instead of ``module``: import path of a class or function that builds the network alone. The file may hold
-            its weights below an attribute's name.
+        module: Import path of the LightningModule that wrote the file. It is not needed for files that the command line or a
+            post-training callback of this package wrote.
+        network: Instead of ``module``: import path of a class or function that builds only the network. Its weights in the file may
+            have the prefix of an attribute's name.
         init_args: Arguments of the module or the network.
 
     Raises:
-        InputError: The file cannot be read, does not say what it belongs to, or does not fit that.
+        InputError: The file cannot be read, does not name its module, or does not match it.
 
     Example:
         >>> import tempfile
@@ -54,17 +54,17 @@ def load_model(
     if name is None:
         raise InputError(
             f"{str(path)!r} does not name the LightningModule that wrote it. Pass `module`, its import path (such as "
-            "lightning_uq.DeterministicModule), or `network`, the import path of a function that builds the network alone."
+            "lightning_uq.DeterministicModule), or `network`, the import path of a function that builds only the network."
         )
     kind = import_class(name, LightningModule, "module") if name == module else _written_by(path, name)
     check_complete(path, checkpoint, arguments, "Pass them in `init_args`, or pass `network`.")
-    with input_errors(f"{str(path)!r} is no checkpoint of {name}"):
+    with input_errors(f"{str(path)!r} is not a checkpoint of {name}"):
         loaded: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **arguments)
     return loaded
 
 
 def find_device(accelerator: str) -> torch.device:
-    """The device of an accelerator's name.
+    """The device for the name of an accelerator.
 
     Raises:
         InputError: This machine has no such device.
@@ -87,18 +87,18 @@ def _written_by(path: str | Path, name: str) -> Any:
         found = import_object(name)
     except InputError as error:
         raise InputError(
-            f"{str(path)!r} was written by {name}, which cannot be imported here. Pass `module`, where it is now, or {network}."
+            f"{str(path)!r} was written by {name}, which cannot be imported here. Pass its current import path as `module`, or {network}."
         ) from error
     if not is_subclass(found, LightningModule):
-        raise InputError(f"{str(path)!r} was written by {name}, which is no LightningModule. Pass {network}.")
+        raise InputError(f"{str(path)!r} was written by {name}, which is not a LightningModule. Pass {network}.")
     return found
 
 
 @contextmanager
 def input_errors(problem: str) -> Iterator[None]:
-    """Turn errors that a user's input causes into an :class:`InputError` of one line, ``problem`` and the error's text.
+    """Turn errors caused by a user's input into an :class:`InputError` of one line: ``problem`` and the error's text.
 
-    Errors of this package stay as they are.
+    Errors of this package do not change.
     """
     try:
         yield

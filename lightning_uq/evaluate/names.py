@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation are called: by the original, in plain words, and in the table."""
+"""The names of the numbers of an evaluation: the original's, plain ones, and labels for the table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -25,15 +25,15 @@ NUM_BINS = 15
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run's members say of the test and the out-of-distribution data, in float64.
+    """The members' outputs for the test and the out-of-distribution data, in float64.
 
     Attributes:
         logits: Logits [Z, N, C] of the test inputs.
         labels: Their labels [N].
-        ood_logits: Logits [Z, M, C] of the out-of-distribution inputs; None: there are none.
+        ood_logits: Logits [Z, M, C] of the out-of-distribution inputs; None without such data.
         temperature: Each member's temperature [Z].
         log_prob: For ``gmm``, log p(f | c) [N, C] of the test inputs' features.
-        ood_log_prob: The same [M, C] of the others.
+        ood_log_prob: The same [M, C] for the out-of-distribution inputs.
     """
 
     logits: Tensor
@@ -45,9 +45,9 @@ class Outputs:
 
 
 def metrics(model_type: ModelType, outputs: Outputs) -> dict[str, float]:
-    """Accuracy, calibration and detection of one run, before and after its temperatures; fractions, not per cent.
+    """Accuracy, calibration and detection metrics of one run, before and after its temperatures, as fractions rather than per cent.
 
-    Without out-of-distribution inputs there is no detection.
+    Without out-of-distribution inputs, there are no detection metrics.
 
     The keys are the original's; :func:`~lightning_uq.evaluate.names.with_plain_names` adds the plain ones.
 

@@ -8,13 +8,13 @@ from lightning_uq.report import Report, score_label
 
 _SCALED = "temperature-scaled"
 _ON_DETECTION = (
-    "OOD numbers hold for these data alone. Average precision depends on the share of OOD samples. The better score here need not be the better one "
+    "OOD numbers hold only for these data. Average precision depends on the share of OOD samples. The better score here may not be the better one "
     "on other data."
 )
 
 
 def make_report(result: Mapping[str, Any]) -> Report:
-    """The page's contents: a row for each score, as trained and temperature-scaled.
+    """The page's contents: one row per score, as trained and temperature-scaled.
 
     Args:
         result: What :func:`~lightning_uq.evaluate.evaluate` returned.
@@ -35,16 +35,16 @@ def make_report(result: Mapping[str, Any]) -> Report:
         introduction=[
             f"{number}{size}, tested on {info['data']}{against}. "
             + (
-                "Each row is a score, for the networks as trained or with a temperature that was fitted to the validation data. Accuracy and calibration do "
+                "Each row is a score, for the networks as trained or with a temperature fitted to the validation data. Accuracy and calibration do "
                 "not depend on the score."
                 if detects
-                else "The rows are the networks as trained, and with a temperature that was fitted to the validation data."
+                else "The rows are the networks as trained, and with a temperature fitted to the validation data."
             )
         ],
         rows=rows,
         methods={_name(score, suffix): (_about(score, suffix), None) for score, suffix in shown if score is not None},
         notes=[
-            "The standard error is over runs." if runs > 1 else "There is one run, hence no standard error.",
+            "The standard error is over runs." if runs > 1 else "With only one run, there is no standard error.",
             f"The calibration error is the plug-in estimate with {info['num_bins']} bins, which is above zero even for a perfect model.",
             *([_ON_DETECTION] if detects else []),
         ],
@@ -63,7 +63,7 @@ def _about(score: str, suffix: str) -> str:
 
 
 def _row(result: Mapping[str, Any], score: str | None, suffix: str) -> dict[str, Any]:
-    """A row in the keys of a comparison's table."""
+    """A row with the keys of a comparison's table."""
     names = {"accuracy": "accuracy", "ece": f"ece{suffix}"}
     if score is not None:
         names |= {f"ood_{kind}": f"ood_{kind}_{score}{suffix}" for kind in ("auroc", "auprc_out", "auprc_in")}
@@ -83,7 +83,7 @@ def _verdict(result: Mapping[str, Any], score: str | None) -> list[str]:
     ]
     if score is not None:
         sentences.append(
-            f"The {score_label(score).lower().removeprefix('− ')} tells {info['ood_name']} from the test data with an AUROC of "
+            f"The {score_label(score).lower().removeprefix('− ')} separates {info['ood_name']} from the test data with an AUROC of "
             f"{mean[f'ood_auroc_{score}']:.3f}, where 0.5 is chance and 1 is perfect."
         )
     return sentences

@@ -1,4 +1,4 @@
-"""Reading the outputs of one checkpoint, and joining those of an ensemble's members."""
+"""Reads the outputs of one checkpoint, and joins those of an ensemble's members."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +27,8 @@ class Reading:
 
     Attributes:
         outputs: The outputs.
-        grid_temperature: Each member's temperature [Z] as the original finds it.
-        marks: Numbers that differ where the test data of two checkpoints differ.
+        grid_temperature: The temperature [Z] of each member by the original's method.
+        marks: Numbers that differ if the test data of two checkpoints differ.
     """
 
     outputs: Outputs
@@ -40,7 +40,7 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
     """Run a model over the validation, test and out-of-distribution data.
 
     Raises:
-        InputError: The model is no classifier, or the data is empty or lacks labels.
+        InputError: The model is not a classifier, or the data are empty or lack labels.
     """
     task = LogitReader().task(model)
     if not task.has_classes or task.has_positions:
@@ -75,7 +75,7 @@ class _Pass:
         self.part = part
         rows = list(self._batches(model, loader, gmm))
         if not rows:
-            raise InputError(f"`data` gives no {part} data.")
+            raise InputError(f"`data` has no {part} data.")
         logits, labels, log_probs, marks = zip(*rows, strict=True)
         self.logits = torch.cat(logits, 1)
         self.log_prob = torch.cat(log_probs) if gmm is not None else None
@@ -85,7 +85,7 @@ class _Pass:
     @property
     def labels(self) -> Tensor:
         if any(y is None or y.is_floating_point() for y in self._labels):
-            raise InputError(f"`data`: The {self.part} data has no class labels. Each batch must be `(x, y)`.")
+            raise InputError(f"`data`: The {self.part} data have no class labels. Each batch must be `(x, y)`.")
         labels = torch.cat(self._labels)
         with naming_argument("data"):
             Classification().check_target(labels, self.logits)
@@ -109,17 +109,17 @@ class _Pass:
 
 
 def _logits(reader: LogitReader, model: nn.Module, batch: Any) -> Tensor:
-    """Logits [Z, B, C]; of a Dirichlet, the log of its mean."""
+    """Logits [Z, B, C]; for a Dirichlet, the log of its mean."""
     prediction: Any = reader.prediction(model, reader(model, batch), to_members=False)
     logits: Tensor = prediction.calibration_logits
     return logits
 
 
 def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) -> Outputs:
-    """The outputs of a run's checkpoints as those of one model, members first.
+    """The outputs of a run's checkpoints as those of one model, with members first.
 
     Raises:
-        InputError: The number of members does not fit the model type, or their test data differs.
+        InputError: The number of members does not match the model type, or their test data differ.
     """
     outputs = [member.outputs for member in members]
     size = sum(len(one.logits) for one in outputs)
@@ -134,7 +134,7 @@ def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) 
         ):
             raise InputError(
                 f"The members of a run must be tested on the same data and classes, but those of {path!r} and {run[0]!r} "
-                "differ: with this `data` the test set depends on the seed of the split."
+                "differ. With this `data`, the test set depends on the seed of the split."
             )
     outside = [one.ood_logits for one in outputs if one.ood_logits is not None]
     return Outputs(

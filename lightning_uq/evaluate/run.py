@@ -37,7 +37,7 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
         ``values`` (one per run) by key, and ``info``. The keys are those of the table in :mod:`lightning_uq.evaluate`.
 
     Raises:
-        InputError: A checkpoint, the data, or an argument is not as expected.
+        InputError: A checkpoint, the data, or an argument is invalid.
     """
     data: dict[int | None, EvaluationData] = {}
     values, temperatures, grid = [], [], []
@@ -78,7 +78,7 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
 
 
 def write(result: Mapping[str, Any], path: str | Path) -> list[Path]:
-    """Write the JSON file, and beside it the page with the suffix ``.html``: both of them, or none.
+    """Write the JSON file, and beside it the page with the suffix ``.html``; either both or none.
 
     Returns:
         The two paths.
@@ -98,7 +98,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """The contents of a JSON file that :func:`write` wrote.
 
     Raises:
-        InputError: The file is none.
+        InputError: The file is not such a file.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -110,5 +110,5 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def write_page(result: Mapping[str, Any], page: Path) -> None:
-    """Write the page alone."""
+    """Write only the page."""
     write_files(writable_directory(page.parent), {page.name: render_html(make_report(result)).encode()})

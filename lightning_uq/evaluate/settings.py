@@ -13,23 +13,23 @@ ModelType = Literal["softmax", "ensemble", "gmm"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Checkpoints, data, and how they are evaluated.
+    """The checkpoints, the data, and the options of an evaluation.
 
     Attributes:
         runs: The checkpoints of each run: one, or an ensemble's members.
         data: ``"digits"``, ``"mnist"``, ``"cifar10"`` and so on, the path of an ``.npz`` file, or the import path of a
             LightningDataModule.
         ood: The out-of-distribution data: held-out labels such as ``"8,9"`` (digits, ``.npz``), the name of another data
-            set such as ``"svhn"`` (images), or a name among the data module's ``ood_dataloaders()``. None: no detection is evaluated.
-        model_type: Which scores are m1 and m2; see the table of :mod:`lightning_uq.evaluate`.
-        module: Import path of the LightningModule that wrote the checkpoints, for those that do not name theirs.
-        network: Instead of ``module``: import path of a class or function that builds the network alone, whose weights the
+            set such as ``"svhn"`` (images), or a name among the data module's ``ood_dataloaders()``. None: there are no detection metrics.
+        model_type: Determines the scores m1 and m2: see the table of :mod:`lightning_uq.evaluate`.
+        module: Import path of the LightningModule that wrote the checkpoints, if they do not name it.
+        network: Instead of ``module``: import path of a class or function that builds only the network, whose weights the
             checkpoints hold.
         init_args: Arguments of the module or the network.
         data_args: Further arguments of the data module.
         data_seeds: Seeds of the data module's split: none for its default, one for all, one per run, or one per checkpoint.
-        feature_layer: As of :class:`~lightning_uq.callbacks.gmm.FitGMM`.
-        regularization: Likewise; ``"ddu"`` is the original's schedule.
+        feature_layer: See :class:`~lightning_uq.callbacks.gmm.FitGMM`.
+        regularization: See :class:`~lightning_uq.callbacks.gmm.FitGMM`; ``"ddu"`` is the original's schedule.
         accelerator: ``"cpu"``, ``"cuda"`` (or ``"gpu"``), ``"mps"``, or ``"auto"``.
 
     Raises:
@@ -55,9 +55,9 @@ class Settings:
         if not self.runs or not all(self.runs):
             raise InputError("`runs` must hold at least one run of at least one checkpoint.")
         if self.module is not None and self.network is not None:
-            raise InputError("Give `module` or `network`, not both.")
+            raise InputError("Pass `module` or `network`, but not both.")
         if self.init_args and self.module is None and self.network is None:
-            raise InputError("`init_args` needs `module` or `network`, whose arguments they are.")
+            raise InputError("`init_args` are arguments of `module` or `network`, so pass one of these.")
         checkpoints = sum(len(run) for run in self.runs)
         if len(self.data_seeds) not in (0, 1, len(self.runs), checkpoints):
             raise InputError(

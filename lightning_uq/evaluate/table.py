@@ -30,7 +30,7 @@ def make_table(result: Mapping[str, Any]) -> "Table":
     for heading in ("As trained", "Temperature-scaled"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in quantities(result["info"]["model_type"]):
-        if one.name not in result["mean"]:  # a detection without out-of-distribution data
+        if one.name not in result["mean"]:  # detection metrics need out-of-distribution data
             continue
         table.add_row(one.label, text(one.name), text(f"{one.name}{AFTER}"))
     found = [value for run in result["info"]["temperature"] for value in run]

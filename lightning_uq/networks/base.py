@@ -1,4 +1,4 @@
-"""The one idea of this package: every method is an epistemic network f(x, z)."""
+"""The base class of all methods: an epistemic network f(x, z)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -17,20 +17,20 @@ from lightning_uq.networks.priors.members import priors_of_members
 class EpistemicNetwork(nn.Module, ABC):
     """A network f(x, z) of an input and an index z, which selects one hypothesis.
 
-    A subclass passes its indexer to this constructor and provides :meth:`forward`. Predictions, metrics, modules and the
-    comparison then work on it. The part that does not depend on z should run once, and only the rest Z times.
+    A subclass passes its indexer to this constructor and defines :meth:`forward`. Predictions, metrics, modules and the
+    comparison then work with it. The part that does not depend on z should run once, and only the rest Z times.
 
     Attributes:
-        read_output: Calls an inner network and turns what it returns into its output tensor; subclasses use it for every inner call.
+        read_output: Calls an inner network and converts its return value to an output tensor. Subclasses use it for every inner call.
         is_stacked: Whether each parameter holds the slices of all members, [M, ...].
 
     Args:
-        indexer: Where z is drawn from. Its set of indices is finite (an ensemble's members) or infinite. Training and
-            evaluation take all of a finite set.
+        indexer: The source of z. Its set of indices is finite (an ensemble's members) or infinite. Training and
+            evaluation use all indices of a finite set.
         output: What an inner network returns: see :class:`~lightning_uq.networks.output.OutputReader`.
 
     Raises:
-        InputError: ``indexer`` is no :class:`~lightning_uq.networks.Indexer`.
+        InputError: ``indexer`` is not an :class:`~lightning_uq.networks.Indexer`.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
     """
@@ -45,7 +45,7 @@ class EpistemicNetwork(nn.Module, ABC):
         self.read_output = output if isinstance(output, OutputReader) else OutputReader(output)
 
     def call_by(self, predict_fn: PredictFn | str) -> None:
-        """Let the networks inside be called by ``predict_fn(network, x)``.
+        """Call the inner networks by ``predict_fn(network, x)``.
 
         Raises:
             UnsupportedError: The members run at once, by a translation of their own ``forward``.
@@ -58,13 +58,13 @@ class EpistemicNetwork(nn.Module, ABC):
 
     @property
     def called_network(self) -> nn.Module | None:
-        """A network inside that is called with the input, for its arguments; None if it is not known."""
+        """An inner network that is called with the input, whose signature shows the arguments; None if unknown."""
         found = getattr(self, "network", None)
         return found.called_network if isinstance(found, EpistemicNetwork) else found
 
     @abstractmethod
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under each of the Z rows of ``index``."""
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] for the Z rows of ``index``."""
 
     @property
     def num_indices(self) -> int | None:
@@ -76,11 +76,11 @@ class EpistemicNetwork(nn.Module, ABC):
         return self.indexer(num_samples, generator)
 
     def training_index(self, num_samples: int) -> Tensor:
-        """The indices of one training step: all of a finite set, else ``num_samples`` new draws."""
+        """The indices of one training step: all of a finite set, or else ``num_samples`` new draws."""
         return self.sample_index(num_samples) if self.num_indices is None else self.evaluation_index(num_samples)
 
     def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
+        """The indices for evaluation: all of a finite set, or else ``num_samples`` draws, the same in every call.
 
         Args:
             num_samples: Number of draws Z from an infinite set of indices. A finite set ignores it.
@@ -92,48 +92,48 @@ class EpistemicNetwork(nn.Module, ABC):
         return self.indexer.evaluation_index(num_samples, seed)
 
     def feature_networks(self) -> list[nn.Module]:
-        """The plain networks inside whose layers hold features of an input: one per member, or one.
+        """The plain inner networks whose layers hold features of an input: one per member, or one.
 
-        A subclass that has such networks overrides this method.
+        A subclass with such networks overrides this method.
 
         Raises:
-            UnsupportedError: There are none, for instance because every index has weights of its own.
+            UnsupportedError: There are none, for instance because every index has its own weights.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} has no plain network inside whose features could be read. If it has one, let "
-            "`feature_networks()` return it."
+            f"{type(self).__name__} has no plain inner network whose features could be read. If it has one, override "
+            "`feature_networks()` to return it."
         )
 
     @property
     def feature_source(self) -> "EpistemicNetwork":
-        """The network that calls the :meth:`feature_networks`: itself, or the network inside of a wrapper."""
+        """The network that calls the :meth:`feature_networks`: this one, or the network inside a wrapper."""
         return self
 
     @property
     def shows_features(self) -> bool:
-        """Whether hooks on the :meth:`feature_networks` see the features while this network runs.
+        """Whether hooks on the :meth:`feature_networks` get the features while this network runs.
 
-        False where the members run at once, or where the features depend on the index. There, each feature network has to be
-        called once more, by itself, on the input of :attr:`feature_source`.
+        False if the members run at once, or if the features depend on the index. Each feature network must then be
+        called once more, directly on the input of :attr:`feature_source`.
         """
         return True
 
     def unstacked(self) -> "EpistemicNetwork":
-        """This network with members that run one after the other: a copy of stacked members, any other network itself."""
+        """The network with members that run one after the other: a copy of stacked members, or this network itself."""
         return self
 
     def evaluate_at(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...] at an ``index`` that :meth:`evaluation_index` gave."""
+        """Outputs [Z, B, ...] at an ``index`` from :meth:`evaluation_index`."""
         output: Tensor = self(x, index)
         return output
 
     def frozen_parts(self) -> list[nn.Module]:
-        """The parts inside that are never trained and stay in eval mode, for instance priors."""
+        """The inner parts that are never trained and stay in eval mode, such as priors."""
         return priors_of_members(self.modules())
 
     @property
     def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
+        """The number of inner modules that are always in eval mode."""
         return len({module for part in self.frozen_parts() for module in part.modules()})
 
     def train(self, mode: bool = True) -> "EpistemicNetwork":
@@ -144,10 +144,10 @@ class EpistemicNetwork(nn.Module, ABC):
         return self
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands of the output, each [Z, B, ...]: what is trained, and the frozen priors; zeros where it has none.
+        """The two summands of the output, each [Z, B, ...]: the trained part, and the frozen priors, which are zeros if there are none.
 
         Raises:
-            UnsupportedError: Its members have priors of their own (:class:`NetworkWithPrior`), which they add themselves.
+            UnsupportedError: Its members have their own priors (:class:`NetworkWithPrior`), which they add themselves.
         """
         if priors_of_members(self._all_modules()):
             raise UnsupportedError(
@@ -158,7 +158,7 @@ class EpistemicNetwork(nn.Module, ABC):
         return output, torch.zeros_like(output)
 
     def _all_modules(self) -> Iterable[nn.Module]:
-        """Its modules; also those that run under the weights of others."""
+        """All modules, including those that run with the weights of others."""
         return self.modules()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -185,7 +185,7 @@ class DeterministicNetwork(EpistemicNetwork):
         self.network = network
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...]: one pass, repeated over the index without a copy."""
+        """Outputs [Z, B, ...] of one pass, repeated over the index without a copy."""
         output = self.read_output.call(self.network, x)
         return output.unsqueeze(0).expand(len(index), *output.shape)
 

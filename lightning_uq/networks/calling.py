@@ -1,4 +1,4 @@
-"""How a network is called with a batch's input: a tensor, a nest of them, or its arguments by name."""
+"""Calls a network with a batch's input: a tensor, a nested structure of tensors, or arguments by name."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from lightning_uq.lightning_trees import both
 
 
 def call_network(network: nn.Module, x: Any) -> Any:
-    """``network(x)``, or ``network(**x)`` for a mapping whose keys are arguments of its ``forward``, as Hugging Face's take.
+    """``network(x)``, or ``network(**x)`` for a mapping whose keys are arguments of its ``forward``, as in Hugging Face's models.
 
     Raises:
         InputError: There is no ``forward``, or it does not take one input.
@@ -35,15 +35,15 @@ def call_network(network: nn.Module, x: Any) -> Any:
         if reason is None:
             raise
         raise InputError(
-            f"`forward` of {type(network).__name__} must take only the input of a batch, but it does not: {reason}. Let `unpack_batch` "
+            f"`forward` of {type(network).__name__} must take only the input of a batch, but it does not: {reason}. Make `unpack_batch` "
             "return the input as a mapping from the names of these arguments, or pass argument `predict_fn` to a callback."
         ) from error
 
 
 def is_nest_of_tensors(x: Any) -> bool:
-    """Whether all data of an input is in tensors that torch finds: a tensor, or a nest of tensors and plain values.
+    """Whether all data of an input are in tensors that torch can find: a tensor, or a nested structure of tensors and plain values.
 
-    It is not for an object that holds tensors as attributes, such as a graph.
+    False for an object with tensors as attributes, such as a graph.
     """
     leaves = torch.utils._pytree.tree_leaves(dict(x) if isinstance(x, Mapping) else x)
     return all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
@@ -57,12 +57,12 @@ def takes_by_name(network: nn.Module, x: Any) -> bool:
 
 
 def takes_alone(network: nn.Module, x: Any) -> bool:
-    """Whether ``network(x)`` fits the signature of the network's ``forward``, as ``forward(x)`` and ``forward(*args)`` do."""
+    """Whether ``network(x)`` matches the signature of the network's ``forward``, such as ``forward(x)`` or ``forward(*args)``."""
     return has_forward(network) and _refusal(network, x) is None
 
 
 def has_forward(network: nn.Module) -> bool:
-    """Whether a network defines ``forward``; a LightningModule may have steps alone.
+    """Whether a network defines ``forward``; a LightningModule may have only steps.
 
     Example:
         >>> has_forward(nn.Linear(1, 1)), has_forward(LightningModule()), has_forward(nn.ModuleList())
@@ -74,7 +74,7 @@ def has_forward(network: nn.Module) -> bool:
 
 
 def no_forward(network: nn.Module) -> str:
-    """The error about a network without ``forward``."""
+    """The error message for a network without ``forward``."""
     return (
         f"{type(network).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function `(model, x)` that returns "
         "them, such as logits [B, C], or pass the network inside it."
@@ -82,7 +82,7 @@ def no_forward(network: nn.Module) -> str:
 
 
 def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:
-    """Why ``forward`` cannot be called so, or None where it can, or where it does not say."""
+    """The reason why ``forward`` cannot be called like this, or None if it can or if that is unknown."""
     signature = signature_of(network)
     try:
         if signature is not None:
@@ -93,7 +93,7 @@ def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:
 
 
 def signature_of(network: nn.Module) -> inspect.Signature | None:
-    """Signature of a module's ``forward``; of the one inside, for a compiled module. None for a scripted one."""
+    """The signature of a module's ``forward``, or of the inner module's for a compiled one. None for a scripted module."""
     try:
         return inspect.signature(getattr(network, "_orig_mod", network).forward)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Regression by a distribution over atoms, under any index; ready-made as an ensemble of MLPs with priors."""
+"""Regression by a distribution over atoms for every index, also ready-made as an ensemble of MLPs with priors."""
 
 import math
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ from lightning_uq.networks.priors.index_priors import ChoicePrior
 from lightning_uq.networks.priors.random_features import Gamma, RandomFeatureGP
 from lightning_uq.networks.wrapped import WrappedNetwork
 
-_SMALLEST_VARIANCE = 1e-12  # what a distribution on one atom is given
+_SMALLEST_VARIANCE = 1e-12  # of a distribution on one atom
 
 
 class CategoricalRegressionNetwork(WrappedNetwork):
-    """A regressor whose every index gives a distribution over atoms: its mean is sum_a softmax(logits)_a atom_a + prior(x, z).
+    """A regressor with a distribution over atoms for every index, whose mean is sum_a softmax(logits)_a atom_a + prior(x, z).
 
-    ``forward`` gives the distribution's mean and variance in the layout of every regression network here, so that it works
-    with any module and metric; :class:`~lightning_uq.modules.CategoricalRegressionModule` trains the distribution itself.
-    The variance is that of the atoms. A target between two atoms is learnt as a mixture of both, so noise-free data already
-    has up to a quarter of the squared distance of two atoms.
+    ``forward`` returns the distribution's mean and variance in the layout of every regression network here, so it works
+    with any module and metric. :class:`~lightning_uq.modules.CategoricalRegressionModule` trains the distribution itself.
+    The variance is that of the atoms. A target between two atoms is learned as a mixture of both, so even noise-free data
+    have a variance of up to a quarter of the squared distance between two atoms.
 
     Args:
         network: Epistemic network with outputs [Z, B, D A]: the logits over A atoms of each target dimension.
-        atoms: Ascending numbers [A] that cover the targets, less the prior; what lies outside is clipped in training.
+        atoms: Ascending numbers [A] that cover the targets minus the prior. Targets outside are clipped in training.
         prior: Frozen function g(x, z) to [Z, B, D], in units of the target; its parameters become buffers, in place.
-        prior_scale: Its factor.
+        prior_scale: Factor of the prior.
 
     Raises:
-        InputError: The atoms do not ascend, or the network's or the prior's outputs are of another shape.
+        InputError: The atoms do not ascend, or the outputs of the network or the prior have another shape.
 
     Source: ``CatOutputWithPrior`` of google-deepmind/enn; Schrittwieser et al., Nature 2020, for the atoms.
 
@@ -91,12 +91,12 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         return logits, prior
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Means and raw variances [Z, B, 2 D] of x [B, ...]; the variance is softplus of the raw one."""
+        """Means and raw variances [Z, B, 2 D] of x [B, ...]. The variance is softplus of the raw one."""
         learned, prior = self.learned_and_prior(x, index)
         return learned + prior
 
     def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands of the output, each [Z, B, 2 D]: the distribution's moments, and the prior, which moves means alone."""
+        """The two summands of the output, each [Z, B, 2 D]: the distribution's moments, and the prior, which only shifts means."""
         logits, prior = self.logits_and_prior(x, index)
         mean, variance = atom_moments(logits, self.atoms)
         learned = torch.cat([mean, inverse_softplus(variance.clamp_min(_SMALLEST_VARIANCE))], -1)
@@ -104,7 +104,7 @@ class CategoricalRegressionNetwork(WrappedNetwork):
 
 
 class CatMLPEnsemble(CategoricalRegressionNetwork):
-    """An ensemble of M MLPs with distributions over atoms, each with a real-valued random prior of its own.
+    """An ensemble of M MLPs with distributions over atoms, each with its own real-valued random prior.
 
     Args:
         in_features: Size of the flattened input.
@@ -112,17 +112,17 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
         num_outputs: Target dimensions D.
         num_members: M.
         hidden_sizes: Widths of each MLP's hidden layers.
-        prior: ``"mlp"``: MLPs of the same widths; ``"gp"``: random-feature Gaussian processes; None: none.
+        prior: ``"mlp"``: MLPs of the same widths; ``"gp"``: random-feature Gaussian processes; None: no prior.
         prior_scale: Factor of the prior.
-        num_features: Random features of a Gaussian process.
+        num_features: Number of random features of a Gaussian process.
         gamma: Its inverse length scale, or a range to draw it from.
-        seed: Seed of the priors; the global generator draws them without it.
+        seed: Seed of the priors; None uses the global generator.
 
     Raises:
-        InputError: An argument is not as above.
+        InputError: An argument is invalid.
 
-    Source: ``CatMLPEnsemble``, ``CatMLPEnsembleMlpPrior`` and ``CatMLPEnsembleGpPrior`` of google-deepmind/enn; there every
-    Gaussian process has one output whatever D is.
+    Source: ``CatMLPEnsemble``, ``CatMLPEnsembleMlpPrior`` and ``CatMLPEnsembleGpPrior`` of google-deepmind/enn, where every
+    Gaussian process has one output for any D.
 
     Example:
         >>> network = CatMLPEnsemble(4, torch.linspace(-2, 2, 9).tolist(), num_members=5, prior="gp")
@@ -169,7 +169,7 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
 
 
 class _Atoms(KeepsPrecision):
-    """The atoms, which a cast to half precision leaves as they are."""
+    """The atoms, which keep their precision when the module is cast to half precision."""
 
     atoms: Tensor
 

@@ -1,4 +1,4 @@
-"""How many indices one pass takes in evaluation."""
+"""The number of indices per pass in evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,27 +7,27 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-# Indices times inputs. A processor is fastest where a layer's activations stay in its cache; a GPU needs many rows.
+# Indices times inputs. A CPU is fastest if a layer's activations fit into its cache; a GPU needs many rows.
 _MAX_ROWS, _MAX_ROWS_CPU = 1 << 16, 1 << 13
 
 
 def num_rows(x: Any) -> int:
-    """The size of a batch, a tensor or a nest of them; 1 if it holds no tensor."""
+    """The size of a batch that is a tensor or a nested structure of tensors; 1 if it has no tensor."""
     return max(1, len(_first(x)))
 
 
 def most_rows(x: Any) -> int:
-    """How many indices times inputs one pass over the batch ``x`` takes."""
+    """The largest number of indices times inputs per pass over the batch ``x``."""
     return _MAX_ROWS_CPU if _first(x).device.type == "cpu" else _MAX_ROWS
 
 
 def indices_at_once(x: Any, numbers: int = 1, max_numbers: int = 1 << 62) -> int:
-    """How many indices one pass over the batch ``x`` takes, at least one.
+    """The number of indices per pass over the batch ``x``, at least one.
 
     Args:
         x: The input, with its batch in axis 0.
-        numbers: How many numbers one index holds.
-        max_numbers: How many of them there is memory for.
+        numbers: The size of one index.
+        max_numbers: The largest total size of the indices of a pass.
 
     Example:
         >>> indices_at_once(torch.zeros(1024, 3)), indices_at_once(torch.zeros(1024, 3), 10, 25)
@@ -37,7 +37,7 @@ def indices_at_once(x: Any, numbers: int = 1, max_numbers: int = 1 << 62) -> int
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, size: int) -> Tensor:
-    """``run`` over ``size`` rows of ``index`` at a time, one result behind the other: [Z, ...]."""
+    """The concatenated results [Z, ...] of ``run`` for ``size`` rows of ``index`` at a time."""
     if len(index) <= size:
         return run(index)
     parts = torch.split(index, size)
@@ -49,7 +49,7 @@ def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, size: int) -> Tens
         if whole is None:
             whole = output.new_empty(len(index), *output.shape[1:])
         whole[start : start + size] = output
-        del output  # the whole and one part are all that is there at any time
+        del output  # keeps only the whole and one part in memory
     assert whole is not None
     return whole
 

@@ -10,10 +10,10 @@ from lightning_uq.functional.precision import move_only
 
 
 class ClassCalibration(nn.Module):
-    """Log-probabilities [B, C, ...] to calibrated ones; its tensors move with the module, but keep their precision in a cast.
+    """Maps log-probabilities [B, C, ...] to calibrated ones. Its tensors move with the module, but keep their precision in a cast.
 
     Args:
-        fitted: The fitted tensor by its name, as :func:`~lightning_uq.functional.class_calibration.calibrate_log_probs` takes it.
+        fitted: The fitted tensor by its argument name in :func:`~lightning_uq.functional.class_calibration.calibrate_log_probs`.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Statistics of classes, streamed in two halves of the rows: one half tells how well the other one was fitted."""
+"""Class statistics streamed in two halves of the rows, so that one half can evaluate the fit of the other."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from lightning_uq.functional.held_out_shrinkage import Shrinkage, held_out_shrin
 from lightning_uq.networks.class_statistics import ClassStatistics
 
 _OPERATIONS = 2e9
-"""The choice of a shrinkage looks at as many classes as multiply matrices in about this many operations; a few tell one number."""
+"""The choice of a shrinkage uses as many classes as fit into about this many operations for matrix products, since a few classes determine it."""
 
 _SEED = chain(1)
 
 
 class ClassHalves:
-    """The :class:`ClassStatistics` of all rows, and, for a shrinkage by held-out likelihood, those of a random half apart.
+    """The :class:`ClassStatistics` of all rows and, for a shrinkage by held-out likelihood, those of a random half separately.
 
-    Which half a row is in follows from its number alone, so batches and ranks make no difference. The second half is kept for as many
-    classes as fit into ``memory_budget`` beside the first one; both together are the fit.
+    A row's half follows only from its number, so batches and ranks make no difference. The second half is kept for as many
+    classes as fit into ``memory_budget`` beside the first one. The fit uses both halves together.
 
     Args:
         num_classes: C.
         num_features: D.
         covariance: "full", "tied" or "diagonal".
-        memory_budget: Bytes that all scatter matrices may take.
-        device: Where the sums live.
-        copies: How many such statistics share the budget.
-        halved: Whether there are halves: False for a regularisation that needs none.
+        memory_budget: The largest memory of all scatter matrices, in bytes.
+        device: The device of the sums.
+        copies: The number of such statistics that share the budget.
+        halved: Whether to keep halves; False for a regularization that does not need them.
 
     Example:
         >>> x = torch.tensor([[0.0], [2.0], [4.0], [9.0]], dtype=torch.float64)
@@ -80,7 +80,7 @@ class ClassHalves:
         Args:
             features: [N, D].
             labels: Class indices [N].
-            numbers: The number [N] of each row's sample in the data set. Rows of one sample, as pixels, are in one half.
+            numbers: The number [N] of each row's sample in the data set. All rows of a sample, such as its pixels, are in the same half.
         """
         if self.second is None:
             self.first.update(features, labels)
@@ -93,15 +93,15 @@ class ClassHalves:
         self.second.update(features[apart.to(features.device)], places[apart])
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
-        """Make this the statistics of all ranks: see :meth:`ClassStatistics.reduce`."""
+        """Turn this into the statistics of all ranks: see :meth:`ClassStatistics.reduce`."""
         self.first.reduce(all_sum)
         if self.second is not None:
             self.second.reduce(all_sum)
 
     def fit(self, covariance: Covariance, priors: Priors, regularization: Regularization) -> GaussianFit:
-        """Fit the rows of both halves: see :func:`~lightning_uq.functional.gaussian.fit_gaussian`. The halves are then one.
+        """Fit the rows of both halves, which are then merged: see :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
 
-        With ``"held_out"``, classes of so few rows that no half can be fitted take ``"oas"``.
+        With ``"held_out"``, classes with too few rows for a fit of one half use ``"oas"``.
         """
         chosen: Regularization | Shrinkage = regularization
         if regularization == "held_out":

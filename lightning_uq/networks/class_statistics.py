@@ -1,4 +1,4 @@
-"""Counts, means and scatter matrices of classes, streamed in float64: all that a Gaussian density is fitted to."""
+"""Counts, means and scatter matrices of classes, streamed in float64, from which a Gaussian density is fitted."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from lightning_uq.functional.validation import check_choice, check_integer
 class ClassStatistics:
     """Counts, means and scatter matrices of each class, streamed in float64.
 
-    Batches are merged with Chan's update, which never subtracts large sums, so that features far from the origin keep
-    their precision, and neither the size nor the order of batches matters beyond rounding. What is kept:
+    Batches are merged with Chan's update, which never subtracts large sums. Features far from the origin therefore keep
+    their precision, and the size and order of batches matter only up to rounding. The statistics are:
 
     - ``count`` [C] and ``mean`` [C, D];
     - ``scatter``, the sums of squares about the class means: [C, D, D] with ``covariance="full"``, their sum over
       classes [D, D] with ``"tied"``, the diagonals [C, D] with ``"diagonal"``.
 
-    The scatter of all rows about their common mean (the background) follows from these. Small batches are gathered into
-    blocks first, since a rank-one update of [D, D] costs as much as one of rank 60.
+    The scatter of all rows about their common mean (the background) follows from these. Small batches are first collected into
+    blocks, since a rank-one update of [D, D] costs as much as one of rank 60.
 
     Args:
         num_classes: C.
         num_features: D.
-        covariance: "full", "tied" or "diagonal"; from "full" the other two can be fitted as well.
-        memory_budget: Bytes that ``scatter`` may take, of all copies; a fit takes as much again.
-        device: Where the sums live; it must have float64.
-        copies: How many such statistics share the budget.
+        covariance: "full", "tied" or "diagonal"; "full" statistics also allow fitting the other two.
+        memory_budget: The largest memory of ``scatter`` of all copies, in bytes; a fit needs the same amount in addition.
+        device: The device of the sums, which must support float64.
+        copies: The number of such statistics that share the budget.
 
     Raises:
-        InputError: ``scatter`` would exceed ``memory_budget``; nothing has been allocated then.
+        InputError: ``scatter`` would exceed ``memory_budget``; nothing is allocated then.
 
     Source: Chan, Golub & LeVeque, The American Statistician 37 (1983).
 
@@ -72,7 +72,7 @@ class ClassStatistics:
                 f"{smaller}, or raise the budget."
             )
         self.covariance: Covariance = covariance
-        with torch.inference_mode(False):  # or nothing could be added to them once that mode has ended
+        with torch.inference_mode(False):  # tensors of inference mode could not be updated outside of it
             self._count = torch.zeros(C, dtype=torch.float64, device=device)
             self._mean = torch.zeros(C, D, dtype=torch.float64, device=device)
             self._scatter = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -92,13 +92,13 @@ class ClassStatistics:
 
     @property
     def count(self) -> Tensor:
-        """Rows seen of each class, [C]."""
+        """The number of rows of each class so far, [C]."""
         self._flush()
         return self._count
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each class, [C, D]; zero where a class has no rows."""
+        """Mean of each class, [C, D]; zero for a class without rows."""
         self._flush()
         return self._mean
 
@@ -116,7 +116,7 @@ class ClassStatistics:
             labels: Class indices [N].
 
         Raises:
-            InputError: Shapes do not fit, a label is out of range, or a feature is NaN or infinite; the class is named.
+            InputError: Shapes do not match, a label is out of range, or a feature is NaN or infinite. The message names the class.
         """
         self._check(features, labels)
         device = self._mean.device
@@ -131,11 +131,11 @@ class ClassStatistics:
                 self._flush()
 
     def merge(self, other: ClassStatistics, classes: Tensor | None = None) -> None:
-        """Add the rows that ``other`` has seen; it keeps its own.
+        """Add the rows of ``other``, which does not change.
 
         Args:
-            other: The others.
-            classes: Which classes here its classes are; the same ones by default. The covariance must not be tied then.
+            other: The other statistics.
+            classes: The classes here to which its classes correspond; by default the same. With this argument, the covariance must not be tied.
 
         Raises:
             InputError: The two differ in classes, features or covariance.
@@ -159,13 +159,13 @@ class ClassStatistics:
         self._add_outer(self._merge_means(count, mean))
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
-        """Make this the statistics of all ranks, with two rounds of sums and no copy of all ranks' matrices.
+        """Turn this into the statistics of all ranks, by two rounds of sums and without gathering all ranks' matrices.
 
-        The means are summed first. Each rank then moves its scatter to the common means, after which scatters add: the
-        same as :meth:`merge` over all ranks, and the same on each of them. A rank without a row takes part all the same.
+        The means are summed first. Each rank then shifts its scatter to the common means, after which scatters can be added. The result
+        equals :meth:`merge` over all ranks, and is the same on each of them. A rank without rows must also call this method.
 
         Args:
-            all_sum: Sums a float64 tensor over ranks and returns the result, in place or not.
+            all_sum: Returns the sum of a float64 tensor over ranks, in place or not.
 
         Example:
             >>> statistics = ClassStatistics(1, 1)
@@ -201,9 +201,7 @@ class ClassStatistics:
         if not bool(finite.all()):
             row = int((~finite.all(1)).nonzero()[0])
             value = features[row][~finite[row]][0].item()
-            raise InputError(
-                f"`features` must hold finite numbers, but it holds {value} in a row of class {int(labels[row])}."
-            )
+            raise InputError(f"`features` must be finite, but it holds {value} in a row of class {int(labels[row])}.")
 
     def _flush(self) -> None:
         if not self._pending:
@@ -230,7 +228,7 @@ class ClassStatistics:
             self._add_outer(bridge)
 
     def _merge_means(self, count: Tensor, mean: Tensor) -> Tensor:
-        """Take in rows of these counts and means; return [C, D] whose squares are what the scatter gains by the move."""
+        """Merge rows with these counts and means; return [C, D] whose squares are the gain of the scatter by the shift."""
         total = (self._count + count).clamp_min(1)
         step = mean - self._mean
         bridge = step * (self._count * count / total).sqrt()[:, None]
@@ -239,7 +237,7 @@ class ClassStatistics:
         return bridge
 
     def _add_outer(self, vectors: Tensor) -> None:
-        """Add each class's outer product v v^T, [C, D] -> the shape of the scatter."""
+        """Add each class's outer product v v^T of [C, D], in the shape of the scatter."""
         if self.covariance == "full":
             for scatter, vector in zip(self._scatter, vectors, strict=True):
                 scatter.addr_(vector, vector)

@@ -1,4 +1,4 @@
-"""Weights of compiled networks in plain ones, and back: ``torch.compile`` puts a name of its own into theirs."""
+"""Exchanges weights between compiled and plain networks, although ``torch.compile`` changes their names."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _MARK = "_orig_mod"
 
 
 def take_compiled_names(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Rename, in place, what a state dict holds for ``module``, where one of the two was compiled and the other was not.
+    """Rename, in place, the entries of a state dict for ``module``, if either of the two was compiled and the other was not.
 
     Example:
         >>> state = {"network._orig_mod.weight": 0}

@@ -1,4 +1,4 @@
-"""A fitted feature density as a module of buffers: it moves, saves and exports, and has nothing to train."""
+"""A fitted feature density as a module of buffers, without trainable parameters, that can be moved, saved and exported."""
 
 import functools
 import math
@@ -31,19 +31,19 @@ _CHUNK_ELEMENTS = 2**20
 
 
 class GaussianDensity(nn.Module):
-    """One Gaussian a class over features, fitted: log-densities and Mahalanobis distances.
+    """One fitted Gaussian per class over features: log-densities and Mahalanobis distances.
 
-    Whitening matrices are precomputed, so that scoring is one matrix product a class; rows go in chunks, so that memory
-    does not grow with their number. Results are float64 whatever the features are. The buffers keep their precision when a
-    module around them is cast: a log-density in bfloat16 would be of no use.
+    Whitening matrices are precomputed, so scoring needs one matrix product per class. Rows are processed in chunks, so memory
+    does not grow with their number. Results are float64 for features of any dtype. The buffers keep their precision when a
+    module around them is cast, since a log-density in bfloat16 would be useless.
 
-    An instance without a fit is empty; ``load_state_dict`` gives it the shapes and the precision of what was saved.
+    An instance without a fit is empty; ``load_state_dict`` gives it the shapes and the precision of the saved state.
 
     Args:
-        fit: What :func:`~lightning_uq.functional.gaussian.fit_gaussian` returned.
+        fit: The result of :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
         score: What ``forward`` returns: "log_density" (its negative), "mahalanobis" or "relative_mahalanobis".
-        dtype: ``torch.float32`` to run the products in single precision, at about 1e-6 of the result's size and half the
-            memory; do not where a covariance is nearly singular. By default the precision of the fit, float64.
+        dtype: ``torch.float32`` computes the products in single precision, with a relative error of about 1e-6 and half the
+            memory; avoid it if a covariance is nearly singular. By default the precision of the fit, float64.
 
     Raises:
         InputError: ``score`` is unknown, or ``dtype`` is neither float32 nor float64.
@@ -99,18 +99,18 @@ class GaussianDensity(nn.Module):
         dtype: torch.dtype | None = None,
         memory_budget: int = 4 * 2**30,
     ) -> "GaussianDensity":
-        """Fit features [N, D] with class indices [N] that are in memory.
+        """Fit features [N, D] with class indices [N] from memory.
 
         Args:
             features: [N, D].
             labels: [N].
-            num_classes: C; one more than the largest label by default.
-            covariance: See :func:`~lightning_uq.functional.gaussian.fit_gaussian`, as for the next two.
+            num_classes: C; by default the largest label plus one.
+            covariance: See :func:`~lightning_uq.functional.gaussian.fit_gaussian`, also for the next two.
             priors: "uniform" or "empirical".
             regularization: "held_out", "oas", "ddu" or a float.
-            score: As of the class, as is the next.
-            dtype: Precision of the products.
-            memory_budget: Bytes that the scatter matrices may take.
+            score: See the class.
+            dtype: Precision of the products; see the class.
+            memory_budget: The largest memory of the scatter matrices, in bytes.
         """
         if features.ndim != 2 or not len(features):
             raise InputError(
@@ -127,7 +127,7 @@ class GaussianDensity(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is anything to score with."""
+        """Whether the density holds a fit."""
         return self.mean.ndim == 2
 
     def log_prob(self, features: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ class GaussianDensity(nn.Module):
     def log_density(self, features: Tensor) -> Tensor:
         """log sum_c pi_c p(f | c): [..., D] -> [...] in float64.
 
-        A density in the strict sense: with uniform priors pi_c = 1 / C, so that it is the original's, which has no prior,
-        less log C.
+        This is a normalized density. With uniform priors pi_c = 1 / C, it is the original's, which has no prior,
+        minus log C.
         """
         return self._by_rows(
             lambda rows: torch.logsumexp(self._log_prob(rows) + self.log_prior, 1), features, -math.inf
@@ -156,17 +156,17 @@ class GaussianDensity(nn.Module):
         return self._by_rows(lambda rows: self._distances(rows).amin(1), features)
 
     def relative_mahalanobis(self, features: Tensor) -> Tensor:
-        """The least squared distance less that to the background: [..., D] -> [...] in float64; higher is further out.
+        """The least squared distance minus that to the background: [..., D] -> [...] in float64; higher is further out.
 
-        The background is all training rows as one class. With a tied covariance this is Ren et al.'s score; with any other
-        it is an extension of it.
+        The background is all training rows as one class. With a tied covariance this is Ren et al.'s score, and with any other
+        covariance an extension of it.
 
         Source: Ren et al., arXiv 2106.09022.
         """
         return self._by_rows(self._relative, features)
 
     def score(self, features: Tensor, name: DensityScore | None = None) -> Tensor:
-        """An out-of-distribution score, higher further out: [..., D] -> [...] in float64.
+        """An out-of-distribution score: [..., D] -> [...] in float64; higher is further out.
 
         Args:
             features: [..., D].
@@ -179,11 +179,11 @@ class GaussianDensity(nn.Module):
         return self.mahalanobis(features) if name == "mahalanobis" else self.relative_mahalanobis(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The score that the constructor chose: [..., D] -> [...]; it exports."""
+        """The score chosen in the constructor: [..., D] -> [...]. It can be exported."""
         return self.score(features)
 
     def extra_repr(self) -> str:
-        """Shapes and what forward returns."""
+        """The shapes and the score."""
         if not self.is_fitted:
             return f"not fitted, score={self.score_name!r}"
         classes, features = self.mean.shape
@@ -191,9 +191,9 @@ class GaussianDensity(nn.Module):
         return f"{classes} classes, {features} features, covariance={kind!r}, score={self.score_name!r}"
 
     def _by_rows(self, score: Callable[[Tensor], Tensor], features: Tensor, bad: float = math.inf) -> Tensor:
-        """Scores in chunks; ``bad`` for rows that are not finite, or overflow."""
+        """Scores in chunks; ``bad`` for rows that are not finite or overflow."""
         if not self.is_fitted:
-            raise NotFittedError("This density is empty: fit it, or load the state of a fitted one, before scoring.")
+            raise NotFittedError("This density is empty. Fit it, or load the state of a fitted one, before scoring.")
         D = self.mean.shape[1]
         if not features.is_floating_point() or features.ndim < 1 or features.shape[-1] != D:
             raise InputError(
@@ -201,7 +201,7 @@ class GaussianDensity(nn.Module):
                 f"{list(features.shape)}."
             )
         rows = features.reshape(-1, D)
-        if torch.compiler.is_compiling():  # a loop over an unknown number of chunks is no graph
+        if torch.compiler.is_compiling():  # a graph cannot loop over an unknown number of chunks
             result = infinite_where_bad(score(rows), rows, bad)
         else:
             result = torch.cat(
@@ -213,7 +213,7 @@ class GaussianDensity(nn.Module):
         return result.reshape(features.shape[:-1] + result.shape[1:])
 
     def _center(self, rows: Tensor) -> Tensor:
-        """Rows relative to the background mean, taken in float64 before any rounding to the products' precision."""
+        """Rows relative to the background mean, subtracted in float64 before any rounding to the products' precision."""
         return (widen(rows) - self.background_mean).to(self.whitening.dtype)
 
     def _distances(self, rows: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class GaussianDensity(nn.Module):
 
 
 def _full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Call outside autocast, which would round float32 products to half precision."""
+    """Call a function outside autocast, which would round float32 products to half precision."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return function(*tensors)

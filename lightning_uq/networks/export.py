@@ -1,4 +1,4 @@
-"""A trained network with everything that was fitted after its training, written as one graph that runs without this package."""
+"""Exports a trained network with everything fitted after its training as one graph that runs without this package."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,33 +26,33 @@ from lightning_uq.networks.graph_files import (
 from lightning_uq.writing import replacing
 
 Fitted = FittedNetwork | FittedPredictor
-_ONNX_LIMIT = 2**31  # bytes of a file of protobuf
+_ONNX_LIMIT = 2**31  # the largest protobuf file in bytes
 
 
 def export_fitted(fitted: Fitted, path: str | Path, example: Any, *, columns: Sequence[str] | None = None) -> None:
-    """Write the module that :func:`~lightning_uq.load_fitted` gave as one graph with named outputs that takes any number of rows.
+    """Write a module from :func:`~lightning_uq.load_fitted` as one graph with named outputs, for any number of rows.
 
-    The file is one that runs without this package: ``.pt2`` by ``torch.export.load``, ``.onnx`` by onnxruntime. It appears once the graph
-    has given the module's own outputs: for the example, for one row more, for one row alone, and for a row with NaN, whose
-    outputs are those of ``nonfinite="inf"`` in the graph. Outputs have to agree within the rounding of the module's dtype, sqrt(eps) of
-    the largest; a set's member whose score is at the threshold within rounding may fall on either side.
+    The file runs without this package: ``.pt2`` with ``torch.export.load``, and ``.onnx`` with onnxruntime. It is written only if the graph
+    reproduces the module's outputs for the example, for one row more, for one row alone, and for a row with NaN, for which
+    a graph always behaves like ``nonfinite="inf"``. Outputs must agree within the rounding of the module's dtype, sqrt(eps) of
+    the largest output. A class whose score equals the threshold up to rounding may be in the set or not.
 
-    The file describes itself: a JSON text with this package's ``version``, ``inputs``, ``outputs``, what is ``renamed`` (ONNX graphs say ``prediction_mean``
-    for ``mean``, a name that they use themselves), whether ``probs`` are of ``classes`` or ``labels``, and ``columns``. It is the entry
+    The file describes itself in a JSON text with this package's ``version``, ``inputs``, ``outputs``, the names that were ``renamed`` (ONNX graphs use ``prediction_mean``
+    for ``mean``, a name that is reserved there), whether ``probs`` are of ``classes`` or ``labels``, and ``columns``. The text is the entry
     ``lightning_uq`` of an ONNX file's ``metadata_props``, and the extra file ``lightning_uq.json`` of a ``.pt2``.
 
     Args:
-        fitted: The module, on the device on which the graph shall run.
-        path: The file, ``.pt2`` or ``.onnx`` (the extra ``onnx``); one that exists is replaced.
-        example: An input: a tensor [B, ...], or a mapping or a tuple of tensors that all have B rows. Other nests, and objects such as
+        fitted: The module, on the device on which the graph will run.
+        path: The file, ``.pt2`` or ``.onnx`` (the extra ``onnx``); an existing file is replaced.
+        example: An input: a tensor [B, ...], or a mapping or a tuple of tensors with B rows each. Other nested structures, and objects such as
             graphs, are not supported. Axes other than the first keep the example's sizes.
-        columns: Names of a table's columns that make the input [B, D], in order. ``lightning-uq score`` finds them by these names, in any
-            order; without names it takes a table's columns by position.
+        columns: Names of the table columns that form the input [B, D], in order. ``lightning-uq score`` then finds the columns by name, in any
+            order; without names it uses them by position.
 
     Raises:
-        InputError: An argument is not as above.
-        UnsupportedError: torch cannot write this module, or the graph gives other outputs. No file is left.
-        MissingExtraError: ``.onnx`` without the extra.
+        InputError: An argument is invalid.
+        UnsupportedError: torch cannot export this module, or the graph returns other outputs. No file is written.
+        MissingExtraError: The path ends in ``.onnx`` and the extra is not installed.
 
     Example:
         >>> import tempfile
@@ -67,7 +67,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any, *, columns: Se
     path = Path(path)
     if not isinstance(fitted, Fitted):
         raise InputError(
-            f"`fitted` must be a module that `load_fitted` gave, but its type is {type(fitted).__name__}. Call `load_fitted(path)`."
+            f"`fitted` must be a module from `load_fitted`, but its type is {type(fitted).__name__}. Call `load_fitted(path)`."
         )
     if path.suffix not in GRAPHS:
         raise InputError(f"`path` must end in {' or '.join(GRAPHS)}, but it is {path}.")
@@ -87,7 +87,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any, *, columns: Se
                 f"An ONNX file holds less than 2 GB, but the module's tensors are {size / 1e9:.1f} GB. Use .pt2."
             )
     with torch.no_grad():
-        fitted(x)  # what it refuses, it says itself; and its output names are known from here on
+        fitted(x)  # raises the module's own errors, and makes its output names known
     names = fitted.output_names
     own = [*_expected(fitted, x)]
     renamed = {name: key for name, key in zip(names, own, strict=True) if name != key} if is_onnx else {}
@@ -102,7 +102,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any, *, columns: Se
             graph = GRAPHS[path.suffix](partial, str(tree_leaves(x)[0].device) if not is_onnx else "cpu")
         except UQError:
             raise
-        except Exception as error:  # of any kind, from several packages
+        except Exception as error:  # several packages raise errors of any kind
             while error.__cause__ is not None:
                 error = error.__cause__  # type: ignore[assignment]  # no interrupt causes an error
             raise UnsupportedError(f"This module cannot be exported as {path.suffix}: {first_line(error)}") from error
@@ -110,7 +110,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any, *, columns: Se
 
 
 def result_kind(fitted: Fitted) -> Literal["classes", "labels"] | None:
-    """What the ``probs`` of a module are of, or None for a regressor, which has none.
+    """The kind of a module's ``probs``, or None for a regressor, which has none.
 
     Example:
         >>> result_kind(FittedNetwork(torch.nn.Identity(), of_labels=True))
@@ -124,14 +124,14 @@ def result_kind(fitted: Fitted) -> Literal["classes", "labels"] | None:
 
 
 def _version() -> str:
-    return str(import_module("lightning_uq").__version__)  # at run time: the package imports this room
+    return str(import_module("lightning_uq").__version__)  # at run time, since the package imports this module
 
 
 # ---------------------------------------------------------------------- writing
 
 
 def _inputs(example: Any) -> tuple[Any, list[str]]:
-    """The example with two rows or more, on which a graph does not depend, and the names of its tensors."""
+    """The example with at least two rows, so that the graph does not depend on their number, and the names of its tensors."""
     names, tensors = ["x"], [example]
     if isinstance(example, Mapping):
         example = dict(example)
@@ -159,18 +159,18 @@ def _types(tensors: list[Any]) -> str:
 
 
 def _rows(x: Any, num: int) -> Any:
-    """The first rows, from the start again where there are fewer."""
+    """The first ``num`` rows, repeated from the start if there are fewer."""
     return tree_map(lambda one: one[torch.arange(num, device=one.device) % len(one)], x)
 
 
 def _program(fitted: Fitted, x: Any) -> Any:
-    batch = torch.export.Dim("batch", max=2**62)  # torch 2.6 stops at a slice of all rows if they may be 2^63 - 1
+    batch = torch.export.Dim("batch", max=2**62)  # torch 2.6 fails on a slice of all rows if there may be 2^63 - 1
     shapes = (tree_map(lambda one: {0: batch}, x),)
     return torch.export.export(fitted, (x,), dynamic_shapes=shapes, strict=False)
 
 
 def _onnx_program(program: Any, inputs: list[str], outputs: list[str]) -> Any:
-    """A program of torch.onnx, from one of torch.export: of a module, ``torch.onnx`` takes a mapping for keyword arguments."""
+    """A program of torch.onnx from one of torch.export. From a module, ``torch.onnx`` would take a mapping as keyword arguments."""
     names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
     return torch.onnx.export(program, dynamo=True, verbose=False, **names)
 
@@ -179,10 +179,10 @@ def _onnx_program(program: Any, inputs: list[str], outputs: list[str]) -> Any:
 
 
 def _compare(fitted: Fitted, graph: Any, x: Any, path: Path) -> None:
-    """Refuse a graph that gives other outputs than the module.
+    """Reject a graph whose outputs differ from the module's.
 
     Raises:
-        UnsupportedError: It does, or it fails.
+        UnsupportedError: The outputs differ, or the graph fails.
     """
     num = len(tree_leaves(x)[0])
     with_nan = _with_nan(_rows(x, num + 1))
@@ -192,28 +192,28 @@ def _compare(fitted: Fitted, graph: Any, x: Any, path: Path) -> None:
             continue
         try:
             found = graph(*tree_leaves(given))
-        except Exception as error:  # of torch or onnxruntime
+        except Exception as error:  # torch and onnxruntime raise errors of any kind
             raise UnsupportedError(
                 f"The exported graph fails on {name}, so {path} is not written: {first_line(error)}"
             ) from error
         expected = _expected(fitted, given)
         if list(found) != list(expected):
             raise UnsupportedError(
-                f"The exported graph gives {list(found)}, but the module gives {list(expected)}, so {path} is not written."
+                f"The exported graph returns {list(found)}, but the module returns {list(expected)}, so {path} is not written."
             )
         for key, values in expected.items():
-            far = _far(found[key], values, _tolerance(fitted, x))
+            far = _deviating(found[key], values, _tolerance(fitted, x))
             if values.dtype == torch.bool and bool(far.any()):
                 far &= ~_undecided(fitted, given, key)
             if bool(far.any()):
                 raise UnsupportedError(
-                    f"The exported graph gives other `{key}` than the module on {name} ({int(far.sum())} of {far.numel()} numbers), so "
+                    f"The exported graph returns another `{key}` than the module on {name} ({int(far.sum())} of {far.numel()} numbers), so "
                     f"{path} is not written. Please report this with the network's layers; another format may be exact."
                 )
 
 
 def _expected(fitted: Fitted, x: Any) -> dict[str, Tensor]:
-    """What the module gives where rows may hold NaN, as in a graph."""
+    """The module's outputs for an input whose rows may hold NaN, as in a graph."""
     before, fitted.nonfinite = fitted.nonfinite, "inf"
     try:
         with torch.no_grad():
@@ -223,7 +223,7 @@ def _expected(fitted: Fitted, x: Any) -> dict[str, Tensor]:
 
 
 def _with_nan(x: Any) -> Any:
-    """The input with a first row of NaN, or None where it holds whole numbers alone."""
+    """The input with NaN in the first row, or None if it has only integers."""
     if not any(one.is_floating_point() for one in tree_leaves(x)):
         return None
 
@@ -237,13 +237,13 @@ def _with_nan(x: Any) -> Any:
 
 
 def _tolerance(fitted: Fitted, x: Any) -> float:
-    """The square root of the coarsest rounding among the tensors of the module and the input."""
+    """The square root of the coarsest rounding among the tensors of the module and of the input."""
     tensors = [*fitted.state_dict().values(), *tree_leaves(x)]
     return math.sqrt(max((torch.finfo(one.dtype).eps for one in tensors if one.is_floating_point()), default=1e-7))
 
 
-def _far(found: Tensor, expected: Tensor, tolerance: float) -> Tensor:
-    """The mask of the numbers that differ by more than a tolerance of the largest."""
+def _deviating(found: Tensor, expected: Tensor, tolerance: float) -> Tensor:
+    """The mask of the numbers that differ by more than the tolerance times the largest number."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return torch.ones_like(expected, dtype=torch.bool)
     if not expected.is_floating_point():
@@ -255,7 +255,7 @@ def _far(found: Tensor, expected: Tensor, tolerance: float) -> Tensor:
 
 
 def _undecided(fitted: Fitted, x: Any, name: str) -> Tensor:
-    """The mask of the answers that change with the last digits of the input."""
+    """The mask of the answers that depend on the last digits of the input."""
     answers = [_expected(fitted, tree_map(lambda one, by=by: _moved(one, by), x))[name] for by in (-4, 0, 4)]
     return torch.stack(answers).any(0) & ~torch.stack(answers).all(0)
 

@@ -1,4 +1,4 @@
-"""Factories of networks: an ensemble calls one per member, and a checkpoint records it."""
+"""Factories of networks, which an ensemble calls once per member and a checkpoint records."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,9 +11,9 @@ from lightning_uq.importing import import_object
 
 
 class Factory:
-    """An importable class or function with its arguments, called anew for every network that is built.
+    """An importable class or function with its arguments, called for every network that is built.
 
-    LightningCLI can write it in YAML, where a function with arguments would be called once and arrive as an instance:
+    LightningCLI can write it in YAML, where a function with arguments would be called once and passed as an instance:
 
     .. code-block:: yaml
 
@@ -23,8 +23,8 @@ class Factory:
             target: torchvision.models.resnet18
             kwargs: {num_classes: 10}
 
-    An argument can be built in the same way: a mapping of ``target``, a dotted path, and ``kwargs`` is called first, anew each
-    time, and the target receives the result. So a function that changes a network can be named around the network.
+    An argument can be built in the same way: a mapping with ``target``, a dotted path, and ``kwargs`` is called first, each
+    time, and the target receives the result. A function that modifies a network can therefore be put around the network.
 
     Args:
         target: Dotted import path of the class or function.
@@ -63,7 +63,7 @@ NetworkFactory = Factory | Callable[[], nn.Module]
 
 
 def check_factory(factory: object, argument: str = "network") -> Callable[[], nn.Module]:
-    """``factory`` itself, or an :class:`InputError` where a built network or nothing callable came instead."""
+    """Return ``factory``, or raise an :class:`InputError` for a built network or an object that is not callable."""
     if isinstance(factory, nn.Module):
         raise InputError(
             f"`{argument}` must be a factory that builds a new network at each call, but it is an instance "
@@ -76,7 +76,7 @@ def check_factory(factory: object, argument: str = "network") -> Callable[[], nn
 
 
 def build_network(factory: Callable[[], nn.Module], argument: str = "network") -> nn.Module:
-    """Call ``factory`` once and check that a module came."""
+    """Call ``factory`` once, and check that it returned a module."""
     network = factory()
     if not isinstance(network, nn.Module):
         raise InputError(f"The factory in `{argument}` must return a torch.nn.Module, but it returned {network!r}.")
@@ -84,7 +84,7 @@ def build_network(factory: Callable[[], nn.Module], argument: str = "network") -
 
 
 def factory_to_config(factory: object) -> dict[str, Any] | None:
-    """A factory, or any callable, as plain data; None where no import finds it again (a lambda, a local function).
+    """A factory, or any callable, as plain data; None if it cannot be imported again (a lambda, a local function).
 
     An importable class or function, a ``functools.partial`` of one with plain arguments, and a :class:`Factory` become
     ``{"target": "package.name", "kwargs": {...}}``, so that a checkpoint loads under ``weights_only=True``.
@@ -113,9 +113,9 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
 
 
 def factory_from_config(config: Any) -> Any:
-    """The inverse of :func:`factory_to_config`; anything else is given back as it came.
+    """The inverse of :func:`factory_to_config`; any other value is returned unchanged.
 
-    A callable without arguments comes back as itself, so that it equals the default it may have been.
+    A callable without arguments is returned as itself, so that it equals a default value.
     """
     if _is_factory_config(config) and _names_a_factory(config):
         factory = Factory(config["target"], dict(config["kwargs"]))
@@ -124,7 +124,7 @@ def factory_from_config(config: Any) -> Any:
 
 
 def _is_factory_config(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether ``target`` is a dotted path and ``kwargs`` a mapping; other mappings with these keys are the user's own data."""
+    """Whether ``target`` is a dotted path and ``kwargs`` a mapping. Other mappings with these keys are the user's own data."""
     if not isinstance(value, Mapping) or set(value) != {"target", "kwargs"} or not isinstance(value["kwargs"], Mapping):
         return False
     path = value["target"]
@@ -132,7 +132,7 @@ def _is_factory_config(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _names_a_factory(config: Mapping[str, Any]) -> bool:
-    """Whether the target can be imported and called: a user's own mapping may have the same keys."""
+    """Whether the target can be imported and called, since a user's own mapping may have the same keys."""
     try:
         return callable(import_object(config["target"]))
     except InputError:
@@ -140,7 +140,7 @@ def _names_a_factory(config: Mapping[str, Any]) -> bool:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is made of None, strings, numbers, lists and string-keyed mappings alone."""
+    """Whether a value consists only of None, strings, numbers, lists and string-keyed mappings."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):

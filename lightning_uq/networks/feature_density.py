@@ -1,4 +1,4 @@
-"""The densities of all members' features, in one or two kinds of coordinates, with the score that is made of them."""
+"""The densities of all members' features, in one or two kinds of coordinates, and the score from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from lightning_uq.networks.positions import score_positions
 
 
 class FeatureDensity(FeatureScore):
-    """Scores [B] of features [M, B, D], pooled over members; everything that :class:`~lightning_uq.FitGMM` fits, as one module of buffers.
+    """Scores [B] of features [M, B, D], pooled over members: everything that :class:`~lightning_uq.FitGMM` fits, as one module of buffers.
 
-    The score is that of the density in the last of the coordinates; with tails, it is the larger of all scores' -log p, where p is the tail
-    probability among held-out rows: what is rare by its length or by its direction is far out.
+    The score is that of the density in the last kind of coordinates. With tails, it is the largest of all scores' -log p, where p is the tail
+    probability among held-out rows, so features with a rare length or a rare direction have a high score.
 
     Args:
         parts: The density of each member, by the coordinates of its features.
@@ -48,7 +48,7 @@ class FeatureDensity(FeatureScore):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any], dtype: torch.dtype | None = None) -> Self:
-        """What :meth:`tensors` gave, again; ``dtype`` is that of the scores' products."""
+        """Rebuild from the result of :meth:`tensors`; ``dtype`` is that of the scores' products."""
         parts: dict[FeatureTransform, list[GaussianDensity]] = {}
         for name in tensors["coordinates"]:
             parts[name] = []
@@ -94,7 +94,7 @@ class FeatureDensity(FeatureScore):
         return list(members)
 
     def part_score(self, features: Tensor, coordinates: FeatureTransform, score: DensityScore | None = None) -> Tensor:
-        """One part's score [B] of features [M, B, D]; a log-density is pooled by log-mean-exp, any other by the mean."""
+        """The score [B] of one part for features [M, B, D]. Log-densities are pooled by log-mean-exp, and other scores by the mean."""
         score = self.score if score is None else score
         rows = transform_features(features, coordinates)
         densities = self._members(coordinates)
@@ -111,17 +111,17 @@ class FeatureDensity(FeatureScore):
         return torch.stack(scores).amax(0)
 
     def results(self, features: Tensor) -> dict[str, Tensor]:
-        """``log_density`` and ``ood_score`` [B], or maps [B, *P] of features [M, B, D, *P] at positions."""
+        """``log_density`` and ``ood_score`` [B], or maps [B, *P] for features [M, B, D, *P] at positions."""
         log_density = score_positions(self.log_density, features)
         score = -log_density if self.is_log_density else score_positions(self, features)
         return {"log_density": log_density, "ood_score": score}
 
     def log_density(self, features: Tensor) -> Tensor:
-        """The log-density [B] of features [M, B, D] in the first kind of coordinates: of the raw ones for "combined"."""
+        """The log-density [B] of features [M, B, D] in the first kind of coordinates, which are the raw ones for "combined"."""
         return -self.part_score(features, next(iter(self.parts)), "log_density")  # type: ignore[arg-type]
 
     def log_prob(self, features: Tensor) -> Tensor:
-        """Log p(f | c), without the prior, [B, C] of features [M, B, D], in the same coordinates."""
+        """Log p(f | c) [B, C], without the prior, of features [M, B, D], in the same coordinates."""
         coordinates: Any = next(iter(self.parts))
         rows = transform_features(features, coordinates)
         members = torch.stack([density.log_prob(f) for density, f in zip(self.densities, rows, strict=True)])

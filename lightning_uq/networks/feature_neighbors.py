@@ -1,4 +1,4 @@
-"""The training features of all members, in one or two kinds of coordinates, with the distance to the nearest of them as a score."""
+"""The training features of all members, in one or two kinds of coordinates, with the distance to the nearest ones as a score."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from lightning_uq.networks.feature_score import FeatureScore, Tail, Tails, tails
 
 
 class FeatureNeighbors(FeatureScore):
-    """The distance [B] of features [M, B, D] to the ``k``-th nearest stored row; everything that :class:`~lightning_uq.FitKNN` fits.
+    """The distance [B] of features [M, B, D] to the ``k``-th nearest stored row: everything that :class:`~lightning_uq.FitKNN` fits.
 
-    The score is the mean of the members' distances in the last of the coordinates. With tails, it is the larger of all scores' -log p,
-    where p is the tail probability among held-out rows. In a graph the distances to all rows, [B, N], are held at once.
+    The score is the mean of the members' distances in the last kind of coordinates. With tails, it is the largest of all scores' -log p,
+    where p is the tail probability among held-out rows. A graph computes the distances to all rows, [B, N], at once.
 
     Args:
-        neighbors: The rows of each member [M, N, D]. They are held in float64, once for each kind of coordinates.
+        neighbors: The rows of each member [M, N, D]. They are stored in float64, once per kind of coordinates.
         coordinates: The kinds of coordinates.
-        k: Which neighbour; the farthest if there are fewer rows.
-        tails: The tail of each kind's distances.
+        k: The rank of the neighbor; the farthest row if there are fewer.
+        tails: The tail of the distances for each kind of coordinates.
 
     Example:
         >>> rows = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
@@ -46,7 +46,7 @@ class FeatureNeighbors(FeatureScore):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Self:
-        """The score that the tensors of a :class:`~lightning_uq.FitKNN` describe."""
+        """The score from the tensors of a :class:`~lightning_uq.FitKNN`."""
         return cls(tensors["neighbors"], tensors["coordinates"], tensors["k"], tails_from_tensors(tensors))
 
     def distance(self, features: Tensor, coordinates: FeatureTransform) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a network's features are scored by after a fit: one module of buffers, for callbacks and for exported graphs."""
+"""A fitted score of a network's features, as one module of buffers for callbacks and exported graphs."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -19,14 +19,14 @@ Tails = Mapping[FeatureTransform, TailFit]
 
 
 class FeatureScore(nn.Module, ABC):
-    """Out-of-distribution scores [B] of features [M, B, D], the higher the further out, pooled over M members.
+    """Out-of-distribution scores [B] of features [M, B, D], pooled over M members. Higher is further out.
 
-    A subclass holds what was fitted as buffers, and scores with them in ``forward``. The buffers move with the module, and keep their
-    precision if a module around them is cast. The same instance scores for a callback, for predictions and inside an exported graph.
+    A subclass holds the fit as buffers and computes scores in ``forward``. The buffers move with the module, and keep their
+    precision if a module around them is cast. The same instance computes scores for a callback, for predictions and in an exported graph.
 
     Attributes:
-        names: The names of what :meth:`results` gives, in order.
-        needs_float64: Whether the buffers stay on the CPU if a device has no float64; else they become float32 there.
+        names: The names of the entries of :meth:`results`, in order.
+        needs_float64: Whether the buffers stay on the CPU if a device has no float64. If not, they become float32 there.
         num_members: M.
     """
 
@@ -37,20 +37,20 @@ class FeatureScore(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Self:
-        """The score that the fitted tensors of a callback describe."""
+        """The score from the fitted tensors of a callback."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """The scores [B] of features [M, B, D], in float64 where their device has it; plus infinity for a row that is not finite."""
+        """The scores [B] of features [M, B, D], in float64 if the device supports it; plus infinity for a row that is not finite."""
 
     @functools.cached_property
     def summary(self) -> Tensor:
-        """Numbers [2, N] in float64 on the CPU, by which two fits differ: mean and standard deviation of what was fitted."""
+        """Numbers [2, N] in float64 on the CPU that distinguish two fits: mean and standard deviation of the fitted tensors."""
         fitted = [to_float64(t).cpu().reshape(-1) for t in self.buffers() if t.is_floating_point() and t.numel()]
         return torch.stack([torch.stack([t.mean(), t.std(correction=0)]) for t in fitted], 1)
 
     def results(self, features: Tensor) -> dict[str, Tensor]:
-        """What predictions carry, by name: [B], or maps [B, *P] of features [M, B, D, *P] at positions."""
+        """The entries that predictions carry, by name: [B], or maps [B, *P] for features [M, B, D, *P] at positions."""
         return {"ood_score": score_positions(self, features)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -60,7 +60,7 @@ class FeatureScore(nn.Module, ABC):
 
 
 class Tail(nn.Module):
-    """A fitted tail as buffers: scores [B] become -log p, where p is the share of held-out rows that score as high."""
+    """A fitted tail as buffers. It maps scores [B] to -log p, where p is the share of held-out rows with a score at least as high."""
 
     knots: Tensor
     values: Tensor
@@ -82,7 +82,7 @@ def tails_to_tensors(tails: Tails) -> dict[str, Tensor]:
 
 
 def tails_from_tensors(tensors: Mapping[str, Any]) -> dict[FeatureTransform, TailFit]:
-    """The tails among the tensors of a checkpoint, whose ``coordinates`` name the parts."""
+    """The tails from the tensors of a checkpoint, whose ``coordinates`` name the parts."""
     return {
         name: TailFit(*(tensors[f"{name}.tail.{field}"] for field in TailFit._fields))
         for name in tensors["coordinates"]

@@ -1,4 +1,4 @@
-"""Where a network's features are: the input of a layer, found by name or by what feeds the output."""
+"""Locates a network's features: the input of a layer, given by name or found as the one that feeds the output."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,26 +15,26 @@ from lightning_uq.networks.padding_mask import PaddingMask
 from lightning_uq.networks.pooling import Pool, pool_features
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-"""The layers among which ``"auto"`` looks for the one that feeds the output."""
+"""The layers among which ``"auto"`` searches for the one that feeds the output."""
 
 OUTPUT = "<output>"
-"""Among the layers of :class:`FeatureTap`: the network's own output."""
+"""A layer name in :class:`FeatureTap` for the network's own output."""
 
 
 def last_layer(network: nn.Module, run: Callable[[], Any], argument: str = "feature_layer") -> str:
-    """Name of the linear layer or convolution whose output reaches the network's without passing another one.
+    """The name of the linear layer or convolution whose output reaches the network's without passing through another one.
 
-    The output of every such layer is cut off from what lies before it; those that the gradient of the output then still
-    reaches feed it directly. Two heads on one input (a mean and a variance) count as one. An input is one tensor, unchanged
-    between the calls: a slice of it, or its values before an in-place operation, are another input.
+    The output of every such layer is detached from its inputs. Layers that the gradient of the output still
+    reaches feed it directly. Two heads on the same input (a mean and a variance) count as one. An input is one tensor, unchanged
+    between the calls; a slice of it, or its values before an in-place operation, are another input.
 
     Args:
-        network: The network that is looked through.
-        run: Calls it on a batch, and gives its output.
-        argument: The caller's argument that an error names.
+        network: The network to search.
+        run: Calls it on a batch and returns its output.
+        argument: Name of the caller's argument, for errors.
 
     Raises:
-        InputError: None does, or several with different inputs.
+        InputError: No layer does, or several layers with different inputs do.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -65,19 +65,19 @@ def last_layer(network: nn.Module, run: Callable[[], Any], argument: str = "feat
     if not feeding:
         raise InputError(
             f"`{argument}='auto'` needs a linear layer or a convolution that feeds the output of {type(network).__name__}, but "
-            "there is none. Name the layer whose input holds the features."
+            "there is none. Pass the name of the layer whose input holds the features."
         )
     if any(x.identity != feeding[-1][1].identity for _, x in feeding):
         listed = ", ".join(repr(uncompiled(name)) for name, _ in feeding)
         raise InputError(
-            f"Several layers with different inputs feed the output of {type(network).__name__}: {listed}. Name one "
+            f"Several layers with different inputs feed the output of {type(network).__name__}: {listed}. Pass the name of one "
             f"as `{argument}`."
         )
     return uncompiled(feeding[-1][0])
 
 
 class _Input:
-    """The input of a layer at one call. The tensor is held, so that no other one takes its memory."""
+    """The input of a layer in one call. The tensor is kept alive, so that no other tensor gets its memory."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -86,14 +86,14 @@ class _Input:
 
 
 def traced_last_layer(network: nn.Module) -> tuple[str, int | None] | None:
-    """What :func:`last_layer` finds, without data, where torch.fx can trace the network; else None.
+    """The result of :func:`last_layer` without data, if torch.fx can trace the network, and None otherwise.
 
     Returns:
-        The layer's name, and the size of the network's output where that is the layer's own.
+        The layer's name, and the size of the network's output if that is the layer's own output.
     """
     try:
         graph = fx.symbolic_trace(network).graph
-    except Exception:  # what cannot be traced raises anything at all; such a network waits for its first batch
+    except Exception:  # tracing may raise anything; the network then waits for its first batch
         return None
     output = next(node for node in graph.nodes if node.op == "output")
     feeding: dict[str, fx.Node] = {}
@@ -119,17 +119,17 @@ def traced_last_layer(network: nn.Module) -> tuple[str, int | None] | None:
 
 
 def uncompiled(name: str) -> str:
-    """A module's path without what ``torch.compile`` adds to it."""
+    """A module's path without the names that ``torch.compile`` adds."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def submodule(network: nn.Module, name: str, argument: str = "feature_layer") -> nn.Module:
-    """The submodule of that name; names are those of the uncompiled network.
+    """The submodule with this name; names are those of the uncompiled network.
 
     Raises:
-        InputError: There is none; the message lists some.
+        InputError: There is no such submodule; the message lists some.
     """
-    # Of a compiled layer and the one inside, which share a name, the inner one is last, and is the one that is run.
+    # A compiled layer and its inner layer share a name. The inner layer comes last, and is the one that runs.
     modules = {uncompiled(path): module for path, module in network.named_modules()}
     if name not in modules:
         linear = [path for path, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -143,7 +143,7 @@ def submodule(network: nn.Module, name: str, argument: str = "feature_layer") ->
 
 @contextmanager
 def input_of(module: nn.Module) -> Iterator[list[Any]]:
-    """The first argument of every call of ``module`` inside the context: a tensor, or a nest of them."""
+    """The first argument of every call of ``module`` inside the context: a tensor, or a nested structure of tensors."""
     caught: list[Any] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ def input_of(module: nn.Module) -> Iterator[list[Any]]:
 
 @contextmanager
 def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Iterator[list[Tensor]]:
-    """The features [B, D] at every call of a layer inside the context, detached; they are its input, pooled.
+    """The detached features [B, D] for every call of a layer inside the context, which are its pooled input.
 
     Raises:
         InputError: There is no such layer, or :func:`~lightning_uq.networks.pooling.pool_features` raises it.
@@ -170,7 +170,7 @@ def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Ite
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught.append(pool_features(_detached(_first(args, kwargs)), module, pool, mask.tokens, name=layer))
 
-    # The mask's hooks come first: the layer may be the network itself.
+    # The mask's hooks come first, since the layer may be the network itself.
     hooks = [*_watched(mask, network, pool), module.register_forward_pre_hook(catch, with_kwargs=True)]
     mask.start()
     try:
@@ -181,13 +181,13 @@ def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Ite
 
 
 class FeatureTap:
-    """Runs a network and gives, beside its output, the inputs of some of its layers, detached.
+    """Runs a network and returns its output together with the detached inputs of some of its layers.
 
-    Its hooks are set once, so that what ``torch.compile`` or ``torch.export`` makes of the network afterwards holds them.
+    Its hooks are set once, so that later results of ``torch.compile`` and ``torch.export`` include them.
 
     Args:
         network: The network.
-        layers: Names of its layers; :data:`OUTPUT` stands for the network's own output.
+        layers: Names of its layers; :data:`OUTPUT` is the network's own output.
         pool: How an input with more axes than [B, D] is pooled: see :func:`~lightning_uq.networks.pooling.pool_features`.
 
     Raises:
@@ -215,10 +215,10 @@ class FeatureTap:
     def run(
         self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any] = call_network
     ) -> tuple[Any, list[Tensor]]:
-        """What ``call(network, x)`` gives, and the layers' features [B, D], in order; the output as features is not pooled."""
+        """The result of ``call(network, x)``, and the layers' features [B, D], in order. The output as features is not pooled."""
         output, caught = self._run(network, x, call)
         if len(caught) < len(self.layers) and not torch.compiler.is_compiling():
-            # A network that was compiled, and called, before the hooks were set runs without them.
+            # A network that was compiled and called before the hooks were set runs without them.
             with torch.compiler.set_stance("force_eager"):
                 output, caught = self._run(network, x, call)
         missing = [name for name in self.layers if name not in caught]
@@ -229,7 +229,7 @@ class FeatureTap:
         return output, [caught[name] for name in self.layers]
 
     def _run(self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any]) -> tuple[Any, dict[str, Tensor]]:
-        """What the network gives, and the features by layer."""
+        """The network's return value, and the features by layer."""
         self.caught = {}
         self.mask.start()
         try:
@@ -244,7 +244,7 @@ class FeatureTap:
 
 
 class _Catch:
-    """A hook that is copied with the network it hangs on."""
+    """A hook that is copied together with its network."""
 
     def __init__(self, tap: FeatureTap, name: str) -> None:
         self.tap = tap
@@ -257,7 +257,7 @@ class _Catch:
 
 
 def _watched(mask: PaddingMask, network: nn.Module, pool: Pool | None) -> list[RemovableHandle]:
-    """The hooks that read the padding mask, where the pooling uses one."""
+    """The hooks that read the padding mask, if the pooling uses one."""
     return [] if pool in (None, "cls", "positions") else mask.watch(network)
 
 

@@ -1,4 +1,4 @@
-"""Hash of a module's weights, to recognise the network a state was fitted to."""
+"""Hash of a module's weights, to recognize the network of a fitted state."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from lightning_uq.functional.precision import to_float64
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The roundings that a fingerprint holds, in its order."""
+"""The dtypes for which a fingerprint has a number, in order."""
 
 _BITS = {
     torch.float64: torch.int64,
@@ -18,18 +18,18 @@ _BITS = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
 }
-# An odd multiplier spreads positions over 64 bits, so that a swap of two rows changes the sum.
+# An odd multiplier spreads positions over 64 bits, so that swapping two rows changes the sum.
 _SPREAD = -7046029254386353131
-_PIECE = 2**19  # values at a time, whose numbers take some 20 MB
+_PIECE = 2**19  # values at a time, with about 20 MB of intermediate numbers
 
 
 def weights_fingerprint(module: nn.Module) -> Tensor:
     """Fingerprint [4] (int64) of the parameters and persistent buffers of ``module``.
 
-    One number per rounding in :data:`DTYPES`, so that weights fitted in one precision are recognised in another
-    (:func:`same_weights`). Each is a wrap-around sum over the bits of every value times a hash of its position and its
-    tensor's name: one changed bit or two swapped rows change it. The names that ``torch.compile`` adds are stripped, and
-    the states of torchmetrics are left out, for they change while a model is tested.
+    It has one number per dtype in :data:`DTYPES`, so that weights fitted in one precision are recognized in another
+    (:func:`same_weights`). Each number is a wrap-around sum over the bits of every value times a hash of its position and its
+    tensor's name, so one changed bit or two swapped rows change it. The names that ``torch.compile`` adds are removed, and
+    the states of torchmetrics are skipped, because they change while a model is tested.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -49,10 +49,10 @@ def weights_fingerprint(module: nn.Module) -> Tensor:
 
 
 def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
-    """Whether two fingerprints agree in the coarsest floating dtype that the weights of ``module`` have now, or had.
+    """Whether two fingerprints agree in the coarsest floating dtype that the weights of ``module`` have or had.
 
-    In a float64 run Lightning loads a checkpoint into float32 weights before it makes them float64: weights that float32
-    holds exactly are compared as float32.
+    In a float64 run, Lightning loads a checkpoint into float32 weights before it casts them to float64. Weights that float32
+    represents exactly are therefore compared as float32.
     """
     tensors = [tensor.detach() for _, tensor in persistent_tensors(module) if tensor.is_floating_point()]
     held = {tensor.dtype for tensor in tensors}
@@ -79,20 +79,20 @@ def persistent_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _hashes(tensor: Tensor) -> Tensor:
-    """The number of each rounding in :data:`DTYPES`, [4]."""
+    """The number for each dtype in :data:`DTYPES`, [4]."""
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     total, num_before = torch.zeros(len(DTYPES), dtype=torch.int64, device=tensor.device), 0
     for piece in pieces(values):
         position = torch.arange(num_before + 1, num_before + len(piece) + 1, device=piece.device).mul_(_SPREAD)
         num_before += len(piece)
         position ^= position >> 29
-        position += 1  # bits * position, and the bits once more
+        position += 1  # bits * position, plus the bits
         total = total + torch.stack([_as_bits(piece, dtype).to(piece.device).mul_(position).sum() for dtype in DTYPES])
     return total
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """The values of a tensor in order, some at a time: neither they nor numbers per value are ever copied as a whole."""
+    """The values of a tensor in order, in pieces, without copying all values or all numbers per value at once."""
     if tensor.is_contiguous():
         yield from torch.split(tensor.reshape(-1), _PIECE)
     elif tensor.numel() <= _PIECE:
@@ -105,7 +105,7 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _as_bits(piece: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bits of values [N] in a rounding, as new int64 numbers."""
+    """The bits of values [N] in a dtype, as new int64 numbers."""
     if not piece.is_floating_point():
         return piece.to(torch.int64, copy=True)
     rounded = to_float64(piece) if dtype == torch.float64 else piece.to(dtype)

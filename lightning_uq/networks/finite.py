@@ -1,4 +1,4 @@
-"""Input rows that hold NaN or infinity: found, or refused."""
+"""Finds and rejects input rows with NaN or infinity."""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_uq.errors import NotFiniteError
 
 NonFinite = Literal["error", "inf"]
-"""What happens to an input row with NaN or infinity: an error, or the score +inf and probabilities of NaN."""
+"""The treatment of an input row with NaN or infinity: an error, or a score of +inf and probabilities of NaN."""
 
 
 def nonfinite_rows(x: Any) -> Tensor | None:
-    """The mask [B] of the rows of an input that hold NaN or infinity; None for an input without floating-point tensors.
+    """The mask [B] of the rows of an input with NaN or infinity; None for an input without floating-point tensors.
 
-    A nested input may hold a mask that is added to attention scores, so minus infinity is allowed in it. Tensors inside of an object,
-    such as a graph, are not looked at: they have no rows.
+    A nested input may contain a mask that is added to attention scores, so minus infinity is allowed in it. Tensors inside an object,
+    such as a graph, are not checked, since they have no rows.
 
     Example:
         >>> import torch
@@ -39,9 +39,9 @@ def _unusable(leaf: Tensor, x: Any) -> Tensor:
 
 
 def with_zeros(x: Any) -> Any:
-    """The input with 0 in place of the numbers for which :func:`nonfinite_rows` finds a row.
+    """The input with 0 in place of the numbers for which :func:`nonfinite_rows` reports a row.
 
-    A network may look up rows of a table by a column of its input, as embeddings do. NaN there is an index out of range, and an error for the whole batch.
+    A network may look up an embedding by a column of its input. NaN there is an index out of range, and would raise for the whole batch.
 
     Example:
         >>> import torch
@@ -58,13 +58,13 @@ def with_zeros(x: Any) -> Any:
 
 
 def check_finite(x: Any, where: str = "", advice: str = "") -> None:
-    """Refuse an input with NaN or infinity.
+    """Reject an input with NaN or infinity.
 
     Raises:
-        NotFiniteError: A row holds them; the message says how many, ``where`` (``"of batch 3"``), and the ``advice``.
+        NotFiniteError: A row holds them. The message has the number of rows, ``where`` (such as ``"of batch 3"``), and the ``advice``.
     """
     if isinstance(x, Tensor) and x.is_floating_point() and bool(x.detach().sum().isfinite()):
-        return  # one pass over the numbers; a sum that overflows needs a closer look
+        return  # one pass over the numbers; an overflowing sum needs a closer look
     bad = nonfinite_rows(x)
     if bad is not None and bool(bad.any()):
         raise NotFiniteError(

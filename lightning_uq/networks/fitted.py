@@ -1,4 +1,4 @@
-"""A trained network with its calibration and the score of its features inside, as one plain module."""
+"""A trained network with its calibration and feature score built in, as one plain module."""
 
 import math
 from collections.abc import Sequence
@@ -21,33 +21,33 @@ from lightning_uq.networks.positions import resized
 
 
 class FittedNetwork(nn.Module):
-    """Inputs to named outputs: calibrated ``probs`` [B, C], where a score of the features is inside ``ood_score`` [B], and of a density ``log_density`` [B] before it.
+    """Maps inputs to named outputs: calibrated ``probs`` [B, C], with a feature score ``ood_score`` [B], and with a density ``log_density`` [B] before it.
 
-    The log-density is the quantity itself, higher for typical inputs; ``ood_score`` is the score of the callback that fitted it, higher for
-    inputs out of distribution, as all scores are. Of maps, the probabilities are [B, C, *P], and a score with ``pool="positions"`` gives [B, *P].
+    ``log_density`` is the log-density itself, higher for typical inputs. ``ood_score`` is the score of the callback that fitted it, higher for
+    out-of-distribution inputs, like all scores. For maps, the probabilities are [B, C, *P], and a score with ``pool="positions"`` is [B, *P].
 
-    What :func:`~lightning_uq.load_fitted` gives back: no Trainer, no callbacks; it moves, is cast, pickled, compiled and
-    exported whole. An exported graph returns the same dictionary; for ONNX, pass ``output_names=fitted.output_names``. Temperatures, and the score's tensors, keep their precision in a cast to half precision.
+    :func:`~lightning_uq.load_fitted` returns this module. It needs no Trainer and no callbacks, and can be moved, cast, pickled, compiled and
+    exported as a whole. An exported graph returns the same dictionary; for ONNX, pass ``output_names=fitted.output_names``. Temperatures and the score's tensors keep their precision in a cast to half precision.
 
-    Where a score is inside, features are read while the network runs, so one instance is not for several threads at a
-    time; an exported one is.
+    With a score, features are read while the network runs, so an instance must not be used by several threads at the same
+    time. An exported graph may be.
 
     Args:
-        network: Gives logits [Z, B, C], or, of a Dirichlet, the log of its mean [1, B, C].
-        temperature: T, pooled; or one T that acts inside the members, or one per member, with ``of_members``.
-        of_members: Where T acts.
-        of_labels: Whether the logits are [Z, B, L], of labels that are on or off; the probabilities are then [B, L].
-        class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in place of T.
-        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling of them, in place of T.
-        class_curves: Knots and values [2, C, K] of an isotonic calibration of them, in place of T.
+        network: Returns logits [Z, B, C], or, for a Dirichlet, the log of its mean [1, B, C].
+        temperature: T, for the pooled probabilities. With ``of_members``, one T inside all members, or one per member.
+        of_members: Whether T acts inside the members.
+        of_labels: Whether the logits are [Z, B, L], for labels that are on or off; the probabilities are then [B, L].
+        class_scaling: Scale and bias [2, C] of the log of the mean probabilities, instead of T.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of their matrix scaling, instead of T.
+        class_curves: Knots and values [2, C, K] of their isotonic calibration, instead of T.
         feature_score: The score of the members' features.
-        layers: Names, in ``network``, of the layers whose inputs these are.
+        layers: Names, in ``network``, of the layers whose inputs are the features.
         pool: How an input with more axes than [B, D] is pooled.
-        nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: probabilities of NaN and a score of plus
-            infinity, as a compiled or exported graph does in any case.
+        nonfinite: How to treat an input row with NaN or infinity: ``"error"`` raises; ``"inf"`` returns probabilities of NaN and a score of plus
+            infinity, as a compiled or exported graph always does.
 
     Raises:
-        InputError: Several calibrations are given, or not one layer per member of the score.
+        InputError: Several calibrations are given, or the number of layers is not the score's number of members.
 
     Example:
         >>> from lightning_uq.networks.ensemble import EnsembleNetwork
@@ -77,7 +77,7 @@ class FittedNetwork(nn.Module):
         given = {name: tensor for name, tensor in scalings.items() if tensor is not None}
         if (calibrations := [*(["temperature"] if temperature is not None else []), *given])[1:]:
             raise InputError(
-                f"{' and '.join(f'`{name}`' for name in calibrations)} exclude each other. Pass one of them."
+                f"{' and '.join(f'`{name}`' for name in calibrations)} cannot be combined. Pass one of them."
             )
         members = 0 if feature_score is None else feature_score.num_members
         if len(layers) != members:
@@ -87,7 +87,7 @@ class FittedNetwork(nn.Module):
         check_choice("nonfinite", nonfinite, ("error", "inf"))
         self.nonfinite = nonfinite
         self.network = network
-        # Numbers, not a buffer: a cast to half precision leaves them as they are.
+        # Plain numbers instead of a buffer, which a cast to half precision would round.
         self.temperature: Any = None if temperature is None else temperature.tolist()
         self.of_members = of_members
         self.of_labels = of_labels
@@ -102,10 +102,10 @@ class FittedNetwork(nn.Module):
         return ["probs", *(() if self.feature_score is None else self.feature_score.names)]
 
     def forward(self, x: Any) -> dict[str, Tensor]:
-        """``probs``, and what the score of the features gives, where one is inside.
+        """``probs``, and the results of the feature score, if there is one.
 
         Raises:
-            NotFiniteError: A row of the input, or its probabilities, hold NaN or infinity, unless ``nonfinite="inf"``, or in a graph.
+            NotFiniteError: A row of the input or its probabilities hold NaN or infinity. Not raised with ``nonfinite="inf"``, or in a graph.
         """
         refuses = self.nonfinite == "error" and not torch.compiler.is_compiling()
         if refuses:
@@ -121,18 +121,18 @@ class FittedNetwork(nn.Module):
         return results
 
     def _finite(self, x: Any, values: Tensor, bad: float, refuses: bool) -> Tensor:
-        """Values [B, ...] with ``bad`` in the rows whose input is not finite; NaN that arose inside is refused, where asked."""
+        """Values [B, ...] with ``bad`` in the rows whose input is not finite. With ``refuses``, raise for NaN from a finite input."""
         rows = nonfinite_rows(x)
         if rows is not None:
             values = torch.where(rows.reshape(-1, *[1] * (values.ndim - 1)), bad, values)
         if refuses and bool(values.isnan().any()):
             raise NotFiniteError(
-                "The probabilities hold NaN, although the input is finite: the network's outputs overflow."
+                "The probabilities hold NaN although the input is finite, because the network's outputs overflow."
             )
         return values
 
     def _probs(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities: of classes, or of L labels that are on or off."""
+        """Calibrated probabilities of classes, or of L labels that are on or off."""
         if not self.of_labels:
             return self._log_probs(logits).exp()
         logits = upcast(logits)
@@ -140,7 +140,7 @@ class FittedNetwork(nn.Module):
             return torch.sigmoid(pooled_logits(logits))
         T = torch.tensor(
             self.temperature, dtype=logits.dtype, device=logits.device
-        )  # a scalar, [L], or [Z] of the members
+        )  # a scalar, [L], or [Z] for members
         if self.of_members:
             return torch.sigmoid(pooled_logits(logits / T.reshape(-1, 1, 1)))
         return torch.sigmoid(pooled_logits(logits) / T)
@@ -157,7 +157,7 @@ class FittedNetwork(nn.Module):
         return log_probs if self.calibration is None else self.calibration(log_probs)
 
     def extra_repr(self) -> str:
-        """What is inside."""
+        """The parts of the module."""
         inside = []
         if self.temperature is not None:
             inside.append(f"temperature={self.temperature}{' of members' if self.of_members else ''}")

@@ -1,4 +1,4 @@
-"""A trained network with everything that was fitted after its training inside, as one plain module that gives named results."""
+"""A trained network with everything fitted after its training, as one plain module that returns named results."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +24,11 @@ _OF_NO_USE: Mapping[str, float] = {
     "ood_p_value": 0.0,
     "ood_alarm": True,
 }
-"""What an input that is not finite gives; NaN for all other names."""
+"""The results for an input that is not finite; NaN for all other names."""
 
 
 class FittedChange(NamedTuple):
-    """One change of predictions by what was fitted.
+    """One fitted change of predictions.
 
     Attributes:
         change: ``change(prediction)``, or ``change(prediction, features)`` with features [M, B, D] if there are layers.
@@ -42,18 +42,18 @@ class FittedChange(NamedTuple):
 
 
 class FittedPredictor(nn.Module):
-    """Inputs to named results: those of the prediction after all changes, as ``mean`` and ``conformal_lower``, or ``probs`` and ``prediction_set``.
+    """Maps inputs to the named results of the prediction after all changes, such as ``mean`` and ``conformal_lower``, or ``probs`` and ``prediction_set``.
 
-    Of classes and labels: ``probs``, ``prediction_set`` and ``answered``. Of numbers: what ``prediction.to_dict()`` names. With a score of
-    the features: ``ood_score``, and of a density ``log_density``. It moves, is cast, pickled and compiled; ``torch.export`` takes it whole, and an exported graph returns
+    For classes and labels, the results are ``probs``, ``prediction_set`` and ``answered``; for numbers, the entries of ``prediction.to_dict()``. A feature
+    score adds ``ood_score``, and a density ``log_density``. The module can be moved, cast, pickled, compiled, and exported as a whole; an exported graph returns
     the same dictionary. For ONNX, pass ``output_names=fitted.output_names``.
 
     Args:
-        network: Gives outputs [Z, B, ...].
-        predict: Makes a prediction of them.
-        changes: What was fitted, in the order in which it acts.
-        nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: NaN, a set of all classes, an infinite
-            interval and score, as an exported graph does in any case.
+        network: Returns outputs [Z, B, ...].
+        predict: Makes a prediction from outputs.
+        changes: The fitted changes, in order.
+        nonfinite: How to treat an input row with NaN or infinity: ``"error"`` raises; ``"inf"`` returns NaN, a set of all classes, and an infinite
+            interval and score, as an exported graph always does.
 
     Example:
         >>> from lightning_uq.predictions import PointPrediction
@@ -76,26 +76,26 @@ class FittedPredictor(nn.Module):
         self.predict = predict
         self.changes = list(changes)
         self.taps = [FeatureTap(network, one.layers, one.pool) if one.layers else None for one in changes]
-        self._names: list[str] | None = None  # until it is called
-        self.has_classes = False  # known likewise
+        self._names: list[str] | None = None  # None until the first call
+        self.has_classes = False  # also set in the first call
         self.eval()
 
     @property
     def output_names(self) -> list[str]:
-        """The names of the results for ONNX, in order, once the module was called: ``prediction_mean`` stands for ``mean``, which is taken there.
+        """The names of the results for ONNX, in order, after a first call. ``prediction_mean`` replaces ``mean``, which is reserved there.
 
         Raises:
-            InputError: It was not called yet.
+            InputError: The module was not called yet.
         """
         if self._names is None:
-            raise InputError("`output_names` are known once the module was called. Call it with an input first.")
+            raise InputError("`output_names` are unknown before the first call. Call the module with an input first.")
         return ["prediction_mean" if name == "mean" else name for name in self._names]
 
     def forward(self, x: Any) -> dict[str, Tensor]:
         """The results by name.
 
         Raises:
-            NotFiniteError: A row of the input, or its results, hold NaN, unless ``nonfinite="inf"``, or in a graph.
+            NotFiniteError: A row of the input or its results hold NaN. Not raised with ``nonfinite="inf"``, or in a graph.
         """
         in_graph = torch.compiler.is_compiling()
         refuses = self.nonfinite == "error" and not in_graph
@@ -108,16 +108,18 @@ class FittedPredictor(nn.Module):
             prediction = one.change(prediction) if own is None else one.change(prediction, own)
         results = self._named(prediction)
         if refuses and any(bool(t.isnan().any()) for t in results.values()):
-            raise NotFiniteError("The results hold NaN, although the input is finite: the network's outputs overflow.")
+            raise NotFiniteError(
+                "The results hold NaN although the input is finite, because the network's outputs overflow."
+            )
         if not in_graph:
             self._names = list(results)
             self.has_classes = isinstance(prediction, ClassProbabilities)
         elif isinstance(
             prediction, QuantilePrediction
-        ):  # whose levels, and so its names, are unknown while a graph is traced
+        ):  # its levels, and so its names, are unknown while a graph is traced
             if self._names is None:
                 raise InputError(
-                    "The names of quantiles are known once the module was called. Call it with an input first."
+                    "The names of quantiles are unknown before the first call. Call the module with an input first."
                 )
             results = dict(zip(self._names, results.values(), strict=True))
         bad = nonfinite_rows(x)
@@ -126,7 +128,7 @@ class FittedPredictor(nn.Module):
         return {name: _filled(values, bad, name) for name, values in results.items()}
 
     def _run(self, x: Any) -> tuple[Prediction, list[Tensor | None]]:
-        """The prediction of a forward pass, and the features that each change reads."""
+        """The prediction from a forward pass, and the features for each change."""
         outputs: Tensor | None = None
         features: list[Tensor | None] = []
         for tap in self.taps:
@@ -147,8 +149,8 @@ class FittedPredictor(nn.Module):
 
 
 def _filled(values: Tensor, bad: Tensor, name: str) -> Tensor:
-    """Values [B, ...] with what stands for nothing in bad rows [B]."""
+    """Values [B, ...] with the placeholder for ``name`` in bad rows [B]."""
     rows = bad.reshape(-1, *[1] * (values.ndim - 1))
-    if values.dtype == torch.bool:  # onnxruntime has no `where` of these
+    if values.dtype == torch.bool:  # onnxruntime has no `where` for bool
         return values | rows if _OF_NO_USE.get(name) else values & ~rows
     return torch.where(rows, _OF_NO_USE.get(name, math.nan), values) if values.is_floating_point() else values

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians fitted to features without labels, by expectation and maximisation."""
+"""A mixture of Gaussians fitted to features without labels, by expectation maximization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.networks.density import GaussianDensity
 
 MAX_MIXTURE_ROWS = 2**14
-"""Rows that a mixture is fitted to: with D = 512 and K = 10 a step over so many takes seconds."""
+"""The largest number of rows to fit a mixture to. With D = 512 and K = 10, a step over this many takes seconds."""
 
 _MAX_STEPS, _TOLERANCE = 100, 1e-4
 _STARTS, _LLOYD_STEPS = 5, 20
@@ -26,27 +26,27 @@ def fit_mixture(
     regularization: Regularization = "held_out",
     seed: int = 0,
 ) -> GaussianFit:
-    """Fit p(f) = sum_k pi_k N(f; mu_k, Sigma_k) by EM; the components stand where a discriminant has its classes.
+    """Fit p(f) = sum_k pi_k N(f; mu_k, Sigma_k) by EM. Components take the place of classes.
 
-    The first components are the clusters of k-means++, the best of five starts on features of unit variance. In every step the rows belong
-    to components by their posterior, and the covariances are those of :func:`~lightning_uq.functional.gaussian.fit_gaussian`; with
-    ``"held_out"``, they are shrunk by oracle intensities until the steps gain less than 1e-4 nats a row, and by the likelihood of held-out
-    halves, chosen once, from there on.
+    The initial components are the clusters of k-means++, the best of five starts on features of unit variance. Every step assigns rows
+    to components by their posterior, with the covariances of :func:`~lightning_uq.functional.gaussian.fit_gaussian`. With
+    ``"held_out"``, they are first shrunk by oracle intensities, until the steps gain less than 1e-4 nats per row, and from then on by the
+    likelihood of held-out halves, chosen once.
 
     Args:
         features: [N, D].
         num_components: K, at most N / 2.
         covariance: "full", "tied" or "diagonal".
         regularization: "held_out", "oas", "ddu" or a float.
-        seed: Of the clusters' starts.
+        seed: Seed of the clusters' starts.
 
     Returns:
         The fit; its log-priors are the components' weights.
 
     Raises:
-        InputError: ``features`` are too few, or a component keeps fewer than two rows.
+        InputError: There are too few features, or a component keeps fewer than two rows.
 
-    Source: Dempster, Laird & Rubin, JRSS B 39 (1977); Arthur & Vassilvitskii, SODA 2007, for the first components.
+    Source: Dempster, Laird & Rubin, JRSS B 39 (1977); Arthur & Vassilvitskii, SODA 2007, for the initial components.
 
     Example:
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def fit_mixture(
 
 
 def in_order(features: Tensor) -> Tensor:
-    """The rows of features [M, N, D] in an order that is a matter of the rows alone, however they were gathered."""
+    """The rows of features [M, N, D] in an order that depends only on the rows, and not on how they were gathered."""
     D = features.shape[2]
     weights = torch.randn(D, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(features.device)
     return features[:, (features[0].to(weights.dtype) @ weights).argsort(stable=True)]
@@ -83,14 +83,14 @@ def in_order(features: Tensor) -> Tensor:
 def _repeat(
     rows: Tensor, belongs: Tensor, covariance: Covariance, regularization: Regularization | Shrinkage
 ) -> tuple[GaussianFit, Tensor]:
-    """Maximise and expect in turn, until a step gains nothing."""
+    """Alternate the M and the E step until a step has no gain."""
     before = -torch.inf
     for _ in range(_MAX_STEPS):
         moments = _moments(rows, belongs, covariance)
         few = (moments.count < 2).nonzero().flatten().tolist()
         if few:
             raise InputError(
-                f"Every one of the {belongs.shape[1]} components needs at least 2 rows, but one keeps {float(moments.count[few[0]]):.2g}. "
+                f"Each of the {belongs.shape[1]} components needs at least 2 rows, but one keeps {float(moments.count[few[0]]):.2g}. "
                 "Choose a smaller `num_components`."
             )
         fit = fit_gaussian(moments, covariance, "empirical", regularization)
@@ -116,7 +116,7 @@ def _moments(rows: Tensor, belongs: Tensor, covariance: Covariance) -> PlainMome
 
 
 def _first_parts(rows: Tensor, num_components: int, seed: int) -> Tensor:
-    """Each row's cluster as parts [N, K]: the best of several runs of k-means, on features of unit variance."""
+    """The cluster of each row as a one-hot matrix [N, K]: the best of several runs of k-means, on features of unit variance."""
     generator = torch.Generator().manual_seed(seed)
     scaled = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     best, lowest = torch.zeros(len(rows), dtype=torch.long, device=rows.device), torch.inf
@@ -134,7 +134,7 @@ def _first_parts(rows: Tensor, num_components: int, seed: int) -> Tensor:
 
 
 def _spread_rows(rows: Tensor, num_components: int, generator: torch.Generator) -> Tensor:
-    """K of the rows, each drawn with a probability proportional to its squared distance from those before: k-means++."""
+    """K rows for k-means++, each drawn with a probability proportional to its squared distance from the earlier ones."""
     chosen = rows[int(torch.randint(len(rows), (), generator=generator))][None]
     while len(chosen) < num_components:
         weight = torch.cdist(rows, chosen).amin(1).square().cpu() + 1e-12

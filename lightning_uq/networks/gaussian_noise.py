@@ -1,4 +1,4 @@
-"""An MLP with Gaussian noise of learnt size in every unit."""
+"""An MLP with Gaussian noise of learned size in every unit."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from lightning_uq.networks.wrapped import check_vectors
 
 
 class GaussianNoiseMLP(EpistemicNetwork):
-    """A ReLU MLP with a Gaussian term in every bias: each layer is W h + b + c * eps, where c is learnt.
+    """A ReLU MLP with a Gaussian term in every bias: each layer is W h + b + c * eps, where c is learned.
 
-    The index is the noise of all units, one after the other: z = (eps_1, ..., eps_L) ~ N(0, I). The batch shares it, so that
+    The index is the concatenated noise of all units: z = (eps_1, ..., eps_L) ~ N(0, I). The batch shares it, so
     an index is one function of x.
 
     Args:
@@ -27,7 +27,7 @@ class GaussianNoiseMLP(EpistemicNetwork):
         init_scale: Initial value of every c.
 
     Raises:
-        InputError: A size is below 1, ``init_scale`` no number of at least 0, or an index is not [Z, number of units].
+        InputError: A size is below 1, ``init_scale`` is negative, or an index is not [Z, number of units].
 
     Source: ``GaussianNoiseMLP`` of google-deepmind/enn, whose index is a random key.
 
@@ -52,7 +52,7 @@ class GaussianNoiseMLP(EpistemicNetwork):
         self.noise_scales = nn.ParameterList(torch.full((width,), float(init_scale)) for width in self.widths)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, number of units]."""
+        """Outputs [Z, B, C] of x [B, ...] for the rows of ``index`` [Z, number of units]."""
         check_vectors(index, self.indexer.index_dim)
         dtype = self.noise_scales[0].dtype
         h = x.flatten(1).to(dtype).unsqueeze(0)

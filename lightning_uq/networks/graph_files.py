@@ -1,4 +1,4 @@
-"""Files of exported graphs, ``.pt2`` (torch.export) and ``.onnx``: what they say of themselves, and how they are run."""
+"""Files of exported graphs, ``.pt2`` (torch.export) and ``.onnx``: their descriptions, and how to run them."""
 
 import json
 import logging
@@ -23,15 +23,15 @@ _EXTRA_FILE = f"{KEY}.json"
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What a graph's file says of itself, as JSON.
+    """The description of a graph in its file, as JSON.
 
     Args:
-        version: The version of this package that wrote it; None for a file of somebody else.
+        version: The version of this package that wrote the file; None for other files.
         inputs: Names of the inputs, in order.
-        outputs: Names of the outputs, in order, as the module calls them.
-        renamed: The module's name of each output that the file calls otherwise: ``{"prediction_mean": "mean"}``.
-        result: What ``probs`` are of: ``"classes"`` [B, C] or ``"labels"`` [B, L] that are on or off; None where there are none.
-        columns: Names of a table's columns that make the input [B, D], in order; empty where the file does not name them.
+        outputs: Names of the outputs in the module, in order.
+        renamed: The module's names of the outputs with another name in the file: ``{"prediction_mean": "mean"}``.
+        result: The kind of ``probs``: ``"classes"`` [B, C] or ``"labels"`` [B, L] that are on or off; None without ``probs``.
+        columns: Names of the table columns that form the input [B, D], in order; empty if the file has none.
     """
 
     version: str | None = None
@@ -47,16 +47,16 @@ class GraphInfo:
 
     @classmethod
     def from_json(cls, text: str | bytes | None) -> "GraphInfo":
-        """From the text in the file; nothing is known where there is none."""
+        """Read the text of the file; without a text, all fields are empty."""
         found = json.loads(text) if text else {}
         return cls(**{name: found[name] for name in cls.__dataclass_fields__ if name in found})
 
 
 class Graph(ABC):
-    """An exported graph, called with the tensors of its inputs; gives its outputs by the module's names.
+    """An exported graph, called with the tensors of its inputs. It returns its outputs by the module's names.
 
     Attributes:
-        info: What its file says.
+        info: The description in its file.
         inputs: Names of the inputs in the file, in order.
         dtypes: The dtype of each input.
     """
@@ -102,7 +102,7 @@ class TorchGraph(Graph):
             found = self._module(*args, **kwargs)
         if not isinstance(found, Mapping):
             raise InputError(
-                f"The graph must give outputs by name, but it gives a {type(found).__name__}. Write it by `export_fitted`."
+                f"The graph must return outputs by name, but it returns a {type(found).__name__}. Write the file with `export_fitted`."
             )
         return {name: tensor.cpu() for name, tensor in found.items()}
 
@@ -119,7 +119,7 @@ class OnnxGraph(Graph):
             raise InputError("This onnxruntime cannot run on cuda. Install onnxruntime-gpu, or use the cpu.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # its errors are raised; a log of them would appear twice
+        options.log_severity_level = 4  # its errors are raised, so a log would only repeat them
         self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
         self.info = GraphInfo.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY))
         self.inputs = [one.name for one in self._session.get_inputs()]
@@ -152,14 +152,14 @@ def read_graph(path: str | Path, device: str = "cpu") -> Graph:
 
     Raises:
         InputError: The file cannot be read.
-        MissingExtraError: An ONNX file without onnxruntime.
+        MissingExtraError: The file is an ONNX file, and onnxruntime is not installed.
     """
     path = Path(path)
     try:
         return GRAPHS[path.suffix](path, device)
     except (MissingExtraError, InputError):
         raise
-    except Exception as error:  # a damaged file raises anything at all
+    except Exception as error:  # a damaged file may raise anything
         raise InputError(f"{path} cannot be read as a graph: {first_line(error)}") from error
 
 
@@ -167,7 +167,7 @@ def check_columns(columns: Sequence[str] | None) -> list[str]:
     """The names of a table's columns as a list, empty for None.
 
     Raises:
-        InputError: They are no list of different names.
+        InputError: The argument is not a list of different names.
 
     Example:
         >>> check_columns(["age", "age"])
@@ -179,14 +179,14 @@ def check_columns(columns: Sequence[str] | None) -> list[str]:
     names = None if isinstance(columns, str) or not isinstance(columns, Iterable) else list(columns)
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise InputError(f"`columns` must be a list of different names, but it is {columns!r}.")
-    return [str(name) for name in names]  # a subclass of str, as numpy's, is no plain data
+    return [str(name) for name in names]  # a subclass of str, such as numpy's, is not plain data
 
 
 def import_onnxruntime() -> Any:
-    """``onnxruntime``.
+    """Import ``onnxruntime``.
 
     Raises:
-        MissingExtraError: It is not installed, or what writes ONNX files is not.
+        MissingExtraError: It is not installed, or a package for writing ONNX files is missing.
     """
     try:
         import onnx  # noqa: F401
@@ -203,14 +203,14 @@ def first_line(error: BaseException) -> str:
 
 
 def first_lines(error: BaseException, num: int = 2) -> str:
-    """The first lines of an error's text in one, or its type. The second line of onnxruntime's error about a shape holds the two sizes."""
+    """The first lines of an error's text in one line, or its type. The second line of onnxruntime's error about a shape has the two sizes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:num]) or type(error).__name__
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context in which torch neither warns nor logs: where something is for a user to do, an exception says so."""
+    """A context in which torch neither warns nor logs. An exception reports anything that a user must act on."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""A pass in training mode that leaves the network's buffers as they are."""
+"""A pass in training mode that does not change the network's buffers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def held_buffers(module: nn.Module) -> Iterator[None]:
-    """Within it, a module in training mode updates copies of its buffers (the statistics of BatchNorm), which are then dropped.
+    """A context in which a module in training mode updates copies of its buffers (the statistics of BatchNorm), which are then dropped.
 
     Example:
         >>> import torch

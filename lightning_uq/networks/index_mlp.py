@@ -1,4 +1,4 @@
-"""An MLP whose every hidden layer reads the index beside its input."""
+"""An MLP whose hidden layers all take the index in addition to their input."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from lightning_uq.networks.wrapped import check_vectors, read_both
 
 
 class IndexMLP(EpistemicNetwork):
-    """A ReLU MLP whose every hidden layer reads [h, z]; for regression with a variance that is learnt beside the mean.
+    """A ReLU MLP whose hidden layers all take [h, z]; for regression, it also learns a variance.
 
-    The output layer reads the last hidden layer alone. The log-variance comes from a small MLP over the input of the last
-    hidden layer and a projection of x, so with one hidden layer or none it does not depend on z.
+    The output layer takes only the last hidden layer. The log-variance comes from a small MLP over the input of the last
+    hidden layer and a projection of x, so with at most one hidden layer it does not depend on z.
 
     Args:
         in_features: Size of the flattened input.
@@ -36,9 +36,9 @@ class IndexMLP(EpistemicNetwork):
             [Z, B, C], without the log-variance.
 
     Raises:
-        InputError: A size below 1, or unknown heads.
+        InputError: A size is below 1, or ``heads`` is unknown.
 
-    Source: ``IndexMLPEnn`` of google-deepmind/enn, which computes the log-variance for classifiers too, and never uses it.
+    Source: ``IndexMLPEnn`` of google-deepmind/enn, which also computes the log-variance for classifiers, but never uses it.
 
     Example:
         >>> network = IndexMLP(4, 3, index_dim=5)
@@ -76,7 +76,7 @@ class IndexMLP(EpistemicNetwork):
         truncated_normal_init_(self)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Logits [Z, B, C], or means and raw variances [Z, B, 2 D], of x [B, ...] under ``index`` [Z, index_dim]."""
+        """Logits [Z, B, C], or means and raw variances [Z, B, 2 D], of x [B, ...] for ``index`` [Z, index_dim]."""
         mean, log_variance = self.mean_and_log_variance(x, index)
         if log_variance is None:
             return mean
@@ -114,19 +114,19 @@ def index_mlp_with_gp_prior(
 ) -> EpistemicNetworkWithPrior:
     """An :class:`IndexMLP` with an additive random-feature Gaussian-process prior: sum_k z_k g_k(x), k = 1, ..., K.
 
-    The first entry of z, the constant 1, goes with no prior; of a regression network the prior moves the means alone.
+    The first entry of z, the constant 1, has no prior. In a regression network, the prior only shifts the means.
 
     Args:
         in_features: Size of the flattened input.
         out_features: Classes C, or target dimensions D.
         num_priors: K; the index has K + 1 entries.
         hidden_sizes: Widths of the hidden layers.
-        num_features: Random features of each g_k.
+        num_features: Number of random features of each g_k.
         gamma: Inverse length scale of the g_k, or a range to draw it from.
         prior_scale: Factor of the prior.
-        variance_dim: As in :class:`IndexMLP`.
-        heads: As in :class:`IndexMLP`.
-        seed: Seed of the priors; the global generator draws them without it.
+        variance_dim: See :class:`IndexMLP`.
+        heads: See :class:`IndexMLP`.
+        seed: Seed of the priors; None uses the global generator.
 
     Source: ``IndexMLPWithGpPrior`` of google-deepmind/enn.
 

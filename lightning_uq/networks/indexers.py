@@ -1,4 +1,4 @@
-"""Reference distributions, from which the indices z of a network f(x, z) are drawn."""
+"""Reference distributions for the indices z of a network f(x, z)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from lightning_uq.functional.validation import check_integer, check_positive
 
 
 class Indexer(ABC):
-    """A distribution of indices: ``indexer(num_samples, generator)`` draws independent ones, stacked on axis 0.
+    """A distribution of indices. ``indexer(num_samples, generator)`` draws independent indices, stacked on axis 0.
 
     Attributes:
-        distribution: Distribution of Gaussian vectors, which noise on the data needs to know. None for other vectors, for
-            which there is no such noise, and for integers, which need none. See :mod:`lightning_uq.functional.data_noise`.
+        distribution: Distribution of Gaussian vectors, needed for noise on the data. None for other vectors, which do not
+            support such noise, and for integers, which do not need it. See :mod:`lightning_uq.functional.data_noise`.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924), and their code (``enn.networks``).
     """
@@ -28,20 +28,20 @@ class Indexer(ABC):
 
     @property
     def num_indices(self) -> int | None:
-        """Size of a finite index set, all of which training and evaluation take; None for an infinite set."""
+        """Size of a finite index set, all of which training and evaluation use; None for an infinite set."""
         return None
 
     @property
     def mean_index(self) -> Tensor | None:
-        """The index [index_dim] that stands for the mean over all others; None where there is none."""
+        """The index [index_dim] that represents the mean over all others; None if there is none."""
         return None
 
     @abstractmethod
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``num_samples`` indices; from the global generator without ``generator``."""
+        """Draw ``num_samples`` indices, from the global generator if ``generator`` is None."""
 
     def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
-        """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
+        """The indices for evaluation: all of a finite set, or else ``num_samples`` draws, the same in every call.
 
         The indices of a finite set are its numbers, 0 to ``num_indices`` - 1. A finite set of vectors overrides this method.
 
@@ -57,8 +57,8 @@ class Indexer(ABC):
         check_integer("num_samples", num_samples, 1)
         key = (num_samples, seed)
         if self._drawn is None or self._drawn[0] != key:
-            # The last draw is kept, so that an exported graph holds it as a constant. It is never an inference tensor, which
-            # would allow no gradient after that mode has ended.
+            # The last draw is cached, so that an exported graph holds it as a constant. It is never an inference tensor, which
+            # would not allow gradients later.
             with torch.inference_mode(False):
                 self._drawn = key, self(num_samples, torch.Generator().manual_seed(seed))
         return self._drawn[1]
@@ -69,7 +69,7 @@ class Indexer(ABC):
 
 
 class EnsembleIndexer(Indexer):
-    """Member numbers [Z], uniform with replacement: Z draws do not visit every member once.
+    """Member numbers [Z], uniform with replacement, so Z draws need not contain every member.
 
     Args:
         num_members: M; 1 for a single network.
@@ -120,7 +120,7 @@ class ScaledGaussianIndexer(Indexer):
 
     Args:
         index_dim: Dimension of z.
-        index_scale: Root mean square of its length.
+        index_scale: Root mean square of the length of z.
 
     Raises:
         InputError: ``index_dim`` is below 1, or ``index_scale`` is not above 0 and finite.
@@ -147,7 +147,7 @@ class ScaledGaussianIndexer(Indexer):
 class GaussianWithUnitIndexer(Indexer):
     """z = (1, N(0, I) / sqrt(index_dim - 1)): [Z, index_dim]; the first entry is the constant 1.
 
-    It is not normalised: neither z nor its random part has a fixed length.
+    Neither z nor its random part is normalized to a fixed length.
 
     Args:
         index_dim: Dimension of z, at least 2.
@@ -199,7 +199,7 @@ class DirichletIndexer(Indexer):
 
 
 class SeedIndexer(Indexer):
-    """Seeds [Z], integers in [0, 2^31): for networks whose randomness is a function of a seed, as dropout's mask is.
+    """Seeds [Z], integers in [0, 2^31), for networks whose randomness is a function of a seed, such as dropout masks.
 
     Example:
         >>> SeedIndexer()(3).dtype
@@ -211,6 +211,6 @@ class SeedIndexer(Indexer):
         return torch.randint(2**31, (num_samples,), generator=generator)
 
     def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
-        """The seeds seed * 2^20 + (0, ..., num_samples - 1): a hash of neighbours is as random as that of any others."""
+        """The seeds seed * 2^20 + (0, ..., num_samples - 1). Hashes of consecutive seeds are as random as any others."""
         check_integer("num_samples", num_samples, 1)
         return torch.arange(num_samples) + (seed << 20)

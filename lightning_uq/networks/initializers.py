@@ -1,4 +1,4 @@
-"""Initial weights as Haiku draws them."""
+"""Initial weights as in Haiku."""
 
 import math
 from typing import Literal
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 
-# Standard deviation that is left of a standard normal which is cut at -2 and 2.
+# Standard deviation of a standard normal truncated at -2 and 2.
 CUT_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
 
 
 def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill ``weight``, in place, from N(0, std^2) cut at two standard deviations, so that 0.88 of it is left.
+    """Fill ``weight``, in place, from N(0, std^2) truncated at two standard deviations, which leaves a standard deviation of 0.88 std.
 
     Example:
         >>> weight = truncated_normal_(torch.empty(100_000), 1.0, torch.Generator().manual_seed(0))
@@ -31,14 +31,14 @@ def variance_scaling_(
     mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Fill ``weight`` [out, in, ...], in place, with variance ``scale`` / fan, from a normal that is cut at two of its own.
+    """Fill ``weight`` [out, in, ...], in place, with variance ``scale`` / fan, from a normal truncated at two standard deviations.
 
-    Unlike :func:`truncated_normal_init_`, it makes good what the cut takes from the variance.
+    Unlike :func:`truncated_normal_init_`, it corrects for the loss of variance by the truncation.
 
     Args:
-        weight: Weights as torch holds them; the axes after the second count for both fans.
+        weight: Weights in torch's layout; the axes after the second count for both fans.
         scale: Variance times fan.
-        mode: Which fan: that of the inputs, of the outputs, or their mean.
+        mode: The fan: that of the inputs, that of the outputs, or their mean.
         generator: Source of randomness.
 
     Returns:
@@ -67,9 +67,9 @@ def variance_scaling_(
 
 
 def truncated_normal_init_(module: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Draw the linear layers and convolutions of ``module`` as Haiku does, in place.
+    """Draw the weights of the linear layers and convolutions of ``module`` as in Haiku, in place.
 
-    Weights are normal with standard deviation 1 / sqrt(fan_in), cut at two of them (so that 0.88 / sqrt(fan_in) is left);
+    Weights are normal with standard deviation 1 / sqrt(fan_in), truncated at twice that (which leaves 0.88 / sqrt(fan_in));
     biases are zero.
 
     Args:

@@ -1,4 +1,4 @@
-"""How an error message names a submodule."""
+"""Names submodules in error messages."""
 
 from torch import nn
 

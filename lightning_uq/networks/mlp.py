@@ -1,4 +1,4 @@
-"""Networks for tabular data: a plain MLP, and the ready-made one of the deep-ensembles literature."""
+"""Networks for tabular data: a plain MLP, and the network of the deep-ensembles literature."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ _NORMS: dict[str, type[nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, 
 
 
 class MLP(nn.Sequential):
-    """Multilayer perceptron: each hidden layer is Linear, norm, activation, dropout; the last layer is a bare Linear.
+    """Multilayer perceptron. Each hidden layer is Linear, norm, activation, dropout; the last layer is a single Linear.
 
     Args:
         in_features: Size of the input [B, in_features].
         out_features: Size of the output [B, out_features].
-        hidden_sizes: Widths of the hidden layers; none makes a linear model.
+        hidden_sizes: Widths of the hidden layers; without any, the model is linear.
         activation: ``"relu"``, ``"silu"``, ``"tanh"`` or ``"gelu"``.
         norm: None, ``"rms"``, ``"layer"`` or ``"batch"``.
         dropout: Probability of a zero after each activation.
 
     Raises:
-        InputError: A size below 1, an unknown name, or a probability outside [0, 1).
+        InputError: A size is below 1, a name is unknown, or a probability is outside [0, 1).
 
     Example:
         >>> MLP(4, 3, hidden_sizes=(8,))
@@ -72,18 +72,18 @@ class TabularNetwork(nn.Module):
 
     With ``heads="gaussian"`` the last Linear is a pair of heads, and the output [B, 2 D] holds the means and then the
     raw variances, whose softplus is the variance (:func:`~lightning_uq.losses.split_gaussian`). As in the original, the
-    heads read the last hidden Linear directly: depth 3 has one non-linearity, and depth 2 or less none.
+    heads take the last hidden Linear directly, so depth 3 has one nonlinearity, and depth 2 or less has none.
 
     Args:
         in_features: Size of the input [B, in_features].
         out_features: Target dimensions D, or classes C.
         hidden_features: Width of the hidden layers.
-        depth: Number of Linear layers on the way from input to output.
+        depth: Number of Linear layers between input and output.
         norm: Whether an RMSNorm precedes each SiLU.
         heads: ``"gaussian"`` for a regression network, None for a single output [B, out_features] (logits).
 
     Raises:
-        InputError: A size below 1, or unknown heads.
+        InputError: A size is below 1, or ``heads`` is unknown.
 
     Example:
         >>> TabularNetwork(13, 1)(torch.zeros(5, 13)).shape
@@ -113,7 +113,7 @@ class TabularNetwork(nn.Module):
         layers: list[nn.Module] = []
         for i, (width, size) in enumerate(itertools.pairwise(widths)):
             if i:
-                # The original divides by max(|x|, 1e-12): an eps that leaves any input but zero alone.
+                # The original divides by max(|x|, 1e-12), whose eps affects only an input of zeros.
                 layers += [nn.RMSNorm(width, eps=1e-12), nn.SiLU()] if norm else [nn.SiLU()]
             layers.append(nn.Linear(width, size))
         self.backbone = nn.Sequential(*layers)
@@ -130,18 +130,18 @@ class TabularNetwork(nn.Module):
 
 
 def load_deep_ensembles_state(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load weights that deep-ensembles-pytorch saved.
+    """Load weights saved by deep-ensembles-pytorch.
 
     Args:
-        network: A :class:`TabularNetwork` for the state of one member, or an ensemble of them, of any execution, for
-            that of a ``DeepEnsemble`` or ``DeepEnsembleClassifier``.
-        state: The state dict, or the file of its trainer that holds one under ``model``.
+        network: A :class:`TabularNetwork` for the state of one member, or an ensemble of them, with any execution, for
+            the state of a ``DeepEnsemble`` or ``DeepEnsembleClassifier``.
+        state: The state dict, or the content of its trainer's file, which holds one under ``model``.
 
     Raises:
         InputError: Names or shapes do not match ``network``.
 
-    Source: deep-ensembles-pytorch 0.1.2, whose RMSNorm calls its weight ``g``, whose classifier calls its layers
-    ``net``, and whose ``log_var_head`` gives the raw variance.
+    Source: deep-ensembles-pytorch 0.1.2, where RMSNorm's weight is named ``g``, the layers of the classifier are named
+    ``net``, and ``log_var_head`` returns the raw variance.
 
     Example:
         >>> network = TabularNetwork(2, depth=1)
@@ -158,11 +158,11 @@ def load_deep_ensembles_state(network: nn.Module, state: Mapping[str, Any]) -> N
     try:
         network.load_state_dict(ours)
     except RuntimeError as error:
-        raise InputError(f"`state` must fit the network, but it does not: {error}") from error
+        raise InputError(f"`state` does not match the network: {error}") from error
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Refuse sizes of layers, given by name, one or several each, that are not integers of at least 1."""
+    """Reject layer sizes, given by name, one or several each, that are not integers of at least 1."""
     for name, given in sizes.items():
         for size in given if isinstance(given, Sequence) else [given]:
             check_integer(name, size, 1)

@@ -1,4 +1,4 @@
-"""How a network is called and what it returns, said once: ``predict_fn`` and ``output``."""
+"""How a network is called and what it returns: ``predict_fn`` and ``output``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -14,22 +14,22 @@ from lightning_uq.networks.calling import call_network
 
 Output = Literal["logits", "probs", "log_probs"] | Callable[[Any], Tensor]
 PredictFn = Callable[[Any, Any], Any]
-"""``predict_fn(model, x) -> output``; typed loosely, so that the command line can build what takes one."""
+"""``predict_fn(model, x) -> output``; typed loosely, so that the command line can build classes with such an argument."""
 
 
 class OutputReader:
-    """Calls a network, and turns what it returns into a tensor of logits (or of regression outputs).
+    """Calls a network, and converts its return value to a tensor of logits (or of regression outputs).
 
-    Without a function as ``output``, the ``logits`` of a mapping or of a Hugging Face output are taken, and the first tensor of a
-    tuple; each is reported once.
+    If ``output`` is not a function, the reader takes the ``logits`` of a mapping or of a Hugging Face output, or the first tensor of a
+    tuple, and reports that once.
 
     Args:
-        output: ``"logits"`` and ``"log_probs"`` are taken as they are (softmax(log p) = p), ``"probs"`` are taken to log
-            space, and a callable, or its import path, picks the tensor from anything else, e.g. ``lambda out: out["scores"]``.
-        predict_fn: ``predict_fn(network, x)``, or its import path, in the place of ``network(x)``.
+        output: ``"logits"`` and ``"log_probs"`` are used unchanged (softmax(log p) = p), ``"probs"`` are converted to log
+            space, and a callable, or its import path, picks the tensor from any other output, e.g. ``lambda out: out["scores"]``.
+        predict_fn: ``predict_fn(network, x)``, or its import path, instead of ``network(x)``.
 
     Raises:
-        InputError: An argument is not as above; the network returned no tensor, and ``output`` is no callable that picks one.
+        InputError: An argument is invalid, or the network did not return a tensor and ``output`` is not a callable that picks one.
 
     Example:
         >>> import torch
@@ -48,33 +48,33 @@ class OutputReader:
         self.predict_fn: PredictFn | None = None if predict_fn is None else as_function(predict_fn, "predict_fn")
 
     def raw(self, network: nn.Module, x: Any) -> Any:
-        """What the network returns for an input."""
+        """The network's return value for an input."""
         return call_network(network, x) if self.predict_fn is None else self.predict_fn(network, x)
 
     def call(self, network: nn.Module, x: Any) -> Tensor:
-        """The tensor that downstream code works on, for an input of the network."""
+        """The output tensor for an input of the network."""
         return self(self.raw(network, x))
 
     def __call__(self, raw: Any, model: nn.Module | None = None) -> Tensor:
-        """The tensor that downstream code works on, in what a network returned.
+        """The output tensor in a network's return value.
 
-        ``model`` is told what is assumed; a reader without it tells each text once.
+        Assumptions are reported once per ``model``; without it, each text is reported once.
         """
         raw = self.output(raw) if callable(self.output) else self._picked(raw, self if model is None else model)
         if not isinstance(raw, Tensor):
             holds = f" with keys {sorted(map(str, raw))}" if isinstance(raw, Mapping) else ""
             raise InputError(
-                f"The network returned a {type(raw).__name__}{holds}, not a tensor. Pass argument `output` a function that "
-                'picks the logits from it, for example `output=lambda out: out["scores"]`.'
+                f"The network returned a {type(raw).__name__}{holds}, not a tensor. Pass argument `output`, a function "
+                'that picks the logits from it, for example `output=lambda out: out["scores"]`.'
             )
         if self.output == "probs":
-            # A half-precision 0 or a rounding below it is a legal probability: bound it by the smallest normal number.
+            # A half-precision 0, or a rounding below it, is a valid probability, so bound it by the smallest normal number.
             probs = upcast(raw)
             return probs.clamp_min(finfo(probs.dtype).tiny).log()
         return raw
 
     def can_read(self, raw: Any) -> bool:
-        """Whether :meth:`__call__` finds a tensor in what a network returned."""
+        """Whether :meth:`__call__` finds a tensor in a network's return value."""
         if callable(self.output) or isinstance(raw, Tensor) or isinstance(_logits_of(raw), Tensor):
             return True
         return (
@@ -85,36 +85,36 @@ class OutputReader:
         )
 
     def reports_log_probs(self, outputs: Tensor, model: nn.Module) -> bool:
-        """Whether outputs [Z, B, C, ...] that should be logits are logarithms of probabilities by their values, which is reported."""
+        """Whether outputs [Z, B, C, ...] that should be logits look like log-probabilities, which is then reported."""
         found = (
             self.output == "logits" and outputs.ndim > 2 and outputs.shape[1] > 1 and _are_log_probs(outputs.detach())
         )
         if found:
             report_guess(
-                f"The outputs of {type(model).__name__} look like logarithms of probabilities, as `log_softmax` gives: those of each row "
-                f"are probabilities that sum to 1. Predictions are the same, but {' and '.join(NEED_LOGITS)} would say nothing. Pass "
+                f"The outputs of {type(model).__name__} look like log-probabilities, such as those of `log_softmax`: the exponentials of each row "
+                f"sum to 1. Predictions are the same, but {' and '.join(NEED_LOGITS)} would be meaningless. Pass "
                 '`output="log_probs"`, or return the logits.',
                 model,
             )
         return found
 
     def _picked(self, raw: Any, about: object) -> Any:
-        """The tensor in a mapping, a tuple or an output of Hugging Face, where it is plain; else ``raw`` itself."""
+        """The tensor in a mapping, a tuple or an output of Hugging Face, if it is unambiguous; else ``raw`` itself."""
         if isinstance(raw, Tensor):
             return raw
         kind = type(raw).__name__
         logits = _logits_of(raw)
         if isinstance(logits, Tensor) and self.output == "logits":
             report_guess(
-                f"The network returns a {kind}, of which `logits` is read. If it is another part, pass `output`, a function that picks it.",
+                f"The network returns a {kind}, whose `logits` are used. To use another part, pass a function that picks it as `output`.",
                 about,
             )
             return logits
         if isinstance(raw, (list, tuple)) and raw and isinstance(raw[0], Tensor) and raw[0].is_floating_point():
             first, *others = raw
             report_guess(
-                f"The network returns a {kind} of {len(raw)}, of which the first part, a tensor with {first.ndim} axes, is read as its "
-                "output. If it is another part, pass `output`, for example `output=lambda out: out[1]`.",
+                f"The network returns a {kind} of {len(raw)}, whose first part, a tensor with {first.ndim} axes, is used as its "
+                "output. To use another part, pass `output`, for example `output=lambda out: out[1]`.",
                 about,
                 is_doubtful=any(isinstance(other, Tensor) and other.ndim == first.ndim for other in others),
             )

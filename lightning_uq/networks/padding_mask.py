@@ -14,14 +14,14 @@ _NAMES = ("attention_mask", "src_key_padding_mask")
 
 
 class PaddingMask:
-    """Which tokens of a batch are no padding, [B, T], as a network, or a module in it, is told when it is called.
+    """The mask [B, T] of the tokens of a batch that are not padding, read from the call of a network or of a module in it.
 
-    It reads an argument ``attention_mask`` (Hugging Face: padding is 0, or negative in a mask that is added) or ``src_key_padding_mask`` (``nn.TransformerEncoder``:
-    padding is True), passed by name, by position or in a mapping. A mask of other than two axes is not read, nor is one
-    of a call inside of another call that was given a mask. Of several calls, the latest counts.
+    It reads an argument ``attention_mask`` (Hugging Face: padding is 0, or negative in an additive mask) or ``src_key_padding_mask`` (``nn.TransformerEncoder``:
+    padding is True), passed by name, by position or in a mapping. A mask with more or fewer than two axes is ignored, and so is the mask
+    of a call inside another call with a mask. The latest of several calls counts.
 
     Attributes:
-        tokens: True at the tokens that count [B, T]; None if no call had a mask.
+        tokens: True for tokens that are not padding [B, T]; None if no call had a mask.
 
     Example:
         >>> import torch
@@ -36,10 +36,10 @@ class PaddingMask:
     def __init__(self) -> None:
         self.tokens: Tensor | None = None
         self.reading = False
-        self.holder: str | None = None  # the module whose call is running and was given the mask
+        self.holder: str | None = None  # the module whose running call got the mask
 
     def watch(self, network: nn.Module) -> list[RemovableHandle]:
-        """Read the calls of a network and of the modules in it, once :meth:`start` was called."""
+        """Read the calls of a network and of its modules, after :meth:`start`."""
         handles: list[RemovableHandle] = []
         for name, module in network.named_modules():
             if module is network or next(module.children(), None) is not None:
@@ -49,11 +49,11 @@ class PaddingMask:
         return handles
 
     def start(self) -> None:
-        """Read the calls from now on."""
+        """Start reading calls."""
         self.tokens, self.reading, self.holder = None, True, None
 
     def stop(self) -> None:
-        """Forget the mask."""
+        """Stop, and forget the mask."""
         self.tokens, self.reading, self.holder = None, False, None
 
 
@@ -71,7 +71,7 @@ def padding_mask_of(network: nn.Module) -> Iterator[PaddingMask]:
 
 
 class _Entered:
-    """A hook that is copied with the network it hangs on, as is the next."""
+    """A hook that is copied together with its network, like the next one."""
 
     def __init__(self, mask: PaddingMask, name: str, positions: dict[str, int]) -> None:
         self.mask = mask
@@ -89,7 +89,7 @@ class _Entered:
                     return
 
     def _arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """What may be the argument of that name."""
+        """The possible values of the argument with that name."""
         position = self.positions.get(name, len(args))
         return [
             kwargs.get(name),
@@ -109,14 +109,14 @@ class _Left:
 
 
 def _real_tokens(name: str, mask: Tensor) -> Tensor:
-    """The tokens that count. A floating-point ``attention_mask`` without positive values is one to add to the scores of attention."""
+    """The tokens that are not padding. A floating-point ``attention_mask`` without positive values is added to the scores of attention."""
     if name == "attention_mask":
         return (mask != 0) != (mask <= 0).all() if mask.is_floating_point() else mask != 0
     return mask == 0
 
 
 def _positions(module: nn.Module) -> dict[str, int]:
-    """Where the masks stand among the positional arguments of a module's ``forward``."""
+    """The positions of the masks among the positional arguments of a module's ``forward``."""
     signature = signature_of(module)
     parameters = [] if signature is None else list(signature.parameters.values())
     positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]

@@ -1,4 +1,4 @@
-"""How the input of a layer becomes one vector of features per sample."""
+"""Pools the input of a layer to one vector of features per sample."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,12 +11,12 @@ from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import describe
 
 Pool = Literal["mean", "last_token", "cls", "positions"] | Callable[[Any, Any], Any]
-"""A name, or ``pool(x, mask)`` to features [B, D]; typed loosely, so that the command line can build what takes one."""
+"""A name, or ``pool(x, mask)`` to features [B, D]; typed loosely, so that the command line can build classes with such an argument."""
 
 _NAMES = ("mean", "last_token", "cls", "positions")
 _FUNCTION = "a function `pool(x, mask)` that returns features [B, D]"
 
-# Layers that tell which axis of their input holds the features, and the attribute with the number of features.
+# Layers that determine the feature axis of their input, and the attribute with the number of features.
 _KINDS: tuple[tuple[tuple[type[nn.Module], ...], int, str | None], ...] = (
     ((nn.Linear,), -1, "in_features"),
     ((nn.RNNBase,), -1, "input_size"),
@@ -33,7 +33,7 @@ _KINDS: tuple[tuple[tuple[type[nn.Module], ...], int, str | None], ...] = (
 
 
 def check_pool(pool: Pool | None) -> None:
-    """Refuse a value that is neither the name of a pooling nor a function.
+    """Reject a value that is neither the name of a pooling nor a function.
 
     Example:
         >>> check_pool("max")
@@ -59,28 +59,28 @@ def pool_features(
 ) -> Tensor:
     """Features [B, D] from the input of a layer; half precision is upcast to float32.
 
-    An input [B, D] is the features. In an input with more axes, the layer tells which axis holds the features: the last axis
-    for ``nn.Linear``, recurrent layers and attention, axis 1 for convolutions and their normalization and pooling layers.
-    A block is read as the first layer in it. Then:
+    An input [B, D] is used unchanged. In an input with more axes, the layer determines which axis holds the features: the last axis
+    for ``nn.Linear``, recurrent layers and attention, and axis 1 for convolutions and their normalization and pooling layers.
+    A block is treated like its first layer. Then:
 
     - ``pool=None`` averages a convolution's [B, D, *P] over the positions; every other input needs a ``pool``;
     - ``"mean"`` averages over the positions, or over the tokens that ``mask`` keeps;
     - ``"last_token"`` takes the last token of [B, T, D] that ``mask`` keeps;
     - ``"cls"`` takes the first token of [B, T, D];
     - ``"positions"`` pools nothing: the features are [B, D, *P], one vector per position of a map;
-    - a function ``pool(x, mask)`` gets the input as it is.
+    - a function ``pool(x, mask)`` gets the unchanged input.
 
-    A sample without a single token has features NaN.
+    The features of a sample without tokens are NaN.
 
     Args:
         x: The input of the layer, with the batch on axis 0.
         layer: The layer.
         pool: How the input is pooled.
-        mask: True at the tokens that count [B, T]; None if all count.
+        mask: True for the tokens that count [B, T]; None if all count.
         name: Name of the layer, for errors.
 
     Raises:
-        InputError: A ``pool`` is needed, or this one does not fit the input or the mask.
+        InputError: A ``pool`` is needed, or it does not match the input or the mask.
 
     Example:
         >>> x, mask = torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([[True, True, False]])
@@ -88,19 +88,19 @@ def pool_features(
         [2.0, 3.0, 1.0]
     """
     if isinstance(x, Tensor) and x.is_nested and (mask is not None or pool == "cls"):
-        # `nn.TransformerEncoder` hands its layers the real tokens alone; padding follows them.
+        # `nn.TransformerEncoder` passes only the real tokens to its layers; padding follows them.
         x = torch.nested.to_padded_tensor(x, 0.0, None if mask is None else (*mask.shape, x.size(-1)))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.is_nested:
         found = f"a nested tensor of {x.dtype}" if isinstance(x, Tensor) and x.is_nested else describe(x)
         raise InputError(
             f"The input of layer {name!r} must be a floating-point tensor [B, ..., D] to hold features, but it is {found}. "
-            "Name another layer."
+            "Pass the name of another layer."
         )
     if x.ndim == 2:
         if pool == "positions":
             raise InputError(
                 f"`pool='positions'` needs features at each position of a map, but the input of layer {name!r} is {list(x.shape)}. "
-                "Name the layer that reads a map: [B, D, ...] of a convolution, or [B, ..., D] of a linear layer."
+                "Pass the name of a layer with a map as input: [B, D, ...] of a convolution, or [B, ..., D] of a linear layer."
             )
         return upcast(x)
     if callable(pool):
@@ -108,21 +108,21 @@ def pool_features(
     axis = _feature_axis(layer, x)
     if axis is None:
         raise InputError(
-            f"Layer {name!r} does not tell which axis of its input {list(x.shape)} holds the features. Name the linear layer or "
-            f"the convolution that reads them, or pass as `pool` {_FUNCTION}."
+            f"Layer {name!r} does not determine which axis of its input {list(x.shape)} holds the features. Pass the name of the linear layer or "
+            f"the convolution that takes them, or {_FUNCTION} as `pool`."
         )
     if pool is None and axis == -1:
         names = "'mean', 'last_token', 'cls'" if x.ndim == 3 else "'mean'"
         raise InputError(
-            f"The input of layer {name!r} is {list(x.shape)}: its last axis holds the features, and the others must be pooled. "
-            f"Pass as `pool` {names} or {_FUNCTION}."
+            f"The input of layer {name!r} is {list(x.shape)}. Its last axis holds the features, and the others must be pooled. "
+            f"Pass {names} or {_FUNCTION} as `pool`."
         )
     if pool == "positions":
         return upcast(x.movedim(axis, 1))
     if mask is not None and mask.shape != x.movedim(axis, -1).shape[:-1]:
         raise InputError(
-            f"`pool={pool!r}` needs a padding mask of the same tokens as the input {list(x.shape)} of layer {name!r}, but the mask "
-            f"is {list(mask.shape)}. Pass as `pool` {_FUNCTION}."
+            f"`pool={pool!r}` needs a padding mask for the tokens of the input {list(x.shape)} of layer {name!r}, but the mask "
+            f"is {list(mask.shape)}. Pass {_FUNCTION} as `pool`."
         )
     if mask is None and pool in (None, "mean"):
         return upcast(x).flatten(2).mean(2) if axis == 1 else upcast(x).flatten(1, -2).mean(1)
@@ -138,7 +138,7 @@ def pool_features(
 
 
 def num_features(layer: nn.Module) -> int | None:
-    """Number of features D that a layer reads; None if it does not tell.
+    """The number of features D in the input of a layer; None if unknown.
 
     Example:
         >>> num_features(nn.Linear(4, 3)), num_features(nn.ReLU())
@@ -151,7 +151,7 @@ def num_features(layer: nn.Module) -> int | None:
 
 
 def _feature_axis(layer: nn.Module, x: Tensor) -> int | None:
-    """The axis that the layer, or the first layer in a block, reads; None if none tells or the sizes differ."""
+    """The feature axis of the layer, or of the first layer in a block; None if unknown or if the sizes differ."""
     for module in layer.modules():
         for kinds, axis, size in _KINDS:
             if isinstance(module, kinds):
@@ -169,7 +169,7 @@ def _result_of(pool: Callable[[Any, Any], Any], x: Tensor, mask: Tensor | None) 
 
 
 def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    kept = tokens.masked_fill(~mask.unsqueeze(2), 0.0)  # not a product, since padding may hold infinity
+    kept = tokens.masked_fill(~mask.unsqueeze(2), 0.0)  # not a product, since padding may be infinite
     return kept.sum(1) / mask.sum(1, keepdim=True)
 
 

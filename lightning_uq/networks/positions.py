@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def position_rows(features: Tensor) -> Tensor:
-    """Features [B, D, *P] as rows [B N, D], one per position of each sample; rows [B, D] stay as they are.
+    """Features [B, D, *P] as rows [B N, D], one per position of each sample; rows [B, D] do not change.
 
     Example:
         >>> position_rows(torch.zeros(2, 5, 3, 4)).shape
@@ -17,10 +17,10 @@ def position_rows(features: Tensor) -> Tensor:
 
 
 def score_positions(score: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """Scores [B] of features [M, B, D], or a map of scores [B, *P] of features [M, B, D, *P] at each position.
+    """Scores [B] of features [M, B, D], or a map of scores [B, *P] of features [M, B, D, *P] at positions.
 
     Args:
-        score: ``score(features [M, N, D])`` gives scores [N].
+        score: ``score(features [M, N, D])`` returns scores [N].
         features: The features of M members.
 
     Example:
@@ -34,7 +34,7 @@ def score_positions(score: Callable[[Tensor], Tensor], features: Tensor) -> Tens
 
 
 def resized(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """A map [..., *P] on a grid of another ``shape``: each position takes the value of the nearest one.
+    """A map [..., *P] on a grid of another ``shape``, where each position takes the value of the nearest one.
 
     Example:
         >>> resized(torch.tensor([[0, 1, 2, 3]]), [2]), resized(torch.tensor([5, 6]), [4])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class KeepsPrecision(nn.Module):
-    """Buffers that a cast of the network around them to half precision leaves in float32."""
+    """Buffers that stay in float32 when the network around them is cast to half precision."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> "KeepsPrecision":
         def keep(tensor: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ class KeepsPrecision(nn.Module):
 
 
 def is_alone() -> bool:
-    """Whether there is one rank."""
+    """Whether there is only one rank."""
     return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 

@@ -1,4 +1,4 @@
-"""Centred inputs and scaled outputs, around any epistemic network."""
+"""Centered inputs and scaled outputs for any epistemic network."""
 
 import math
 from typing import Literal
@@ -19,14 +19,14 @@ _EPS = 1e-9
 class Standardize(KeepsPrecision):
     """(x - mean) / (std + 1e-9), by fixed statistics.
 
-    A feature that did not vary is centred and left unscaled: 1e-9 would make 1e9 of its first variation.
+    A constant feature is centered but not scaled, since division by 1e-9 would blow up its first variation.
 
     Args:
         mean: Mean [...] of one input.
         std: Standard deviation of the same shape.
 
     Raises:
-        InputError: The shapes differ, or the numbers are no statistics.
+        InputError: The shapes differ, or the numbers are not valid statistics.
 
     Example:
         >>> Standardize(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 0.0]))(torch.tensor([[5.0, 6.0]]))
@@ -40,7 +40,7 @@ class Standardize(KeepsPrecision):
         super().__init__()
         if mean.shape != std.shape:
             raise InputError(
-                f"`mean` and `std` must have one shape, but their shapes are {list(mean.shape)} and {list(std.shape)}."
+                f"`mean` and `std` must have the same shape, but their shapes are {list(mean.shape)} and {list(std.shape)}."
             )
         if not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
             raise InputError("`mean` and `std` must be finite, and `std` must not be negative.")
@@ -49,21 +49,21 @@ class Standardize(KeepsPrecision):
         self.register_buffer("scale", torch.where(std > 0, std + _EPS, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardised x [B, ...], in its own precision."""
+        """Standardized x [B, ...], in its own precision."""
         output = (x.to(self.mean.dtype) - self.mean) / self.scale
         return output.to(x.dtype) if x.is_floating_point() else output
 
 
 class CenteredNetwork(WrappedNetwork):
-    """f((x - mean) / (std + 1e-9), z): an epistemic network that sees inputs standardised by the training data's statistics.
+    """f((x - mean) / (std + 1e-9), z): an epistemic network with inputs standardized by statistics of the training data.
 
     Args:
         network: The network f(x, z).
         mean: Mean [...] of the training inputs, elementwise.
-        std: Standard deviation of the same shape; where it is 0, the input is centred alone.
+        std: Standard deviation of the same shape; where it is 0, the input is only centered.
 
     Raises:
-        InputError: The statistics are no such numbers.
+        InputError: The statistics are invalid.
 
     Source: ``make_centered_enn`` of google-deepmind/enn, which divides a constant feature by 1e-9.
 
@@ -81,13 +81,13 @@ class CenteredNetwork(WrappedNetwork):
 
     @classmethod
     def from_data(cls, network: EpistemicNetwork, x_train: Tensor) -> "CenteredNetwork":
-        """Take the statistics of ``x_train`` [N, ...], in float64 where the device has it. The standard deviation divides by N.
+        """Compute the statistics of ``x_train`` [N, ...], in float64 if the device supports it. The standard deviation divides by N.
 
         Raises:
-            InputError: ``x_train`` has no batch axis or holds no row.
+            InputError: ``x_train`` has no batch axis or no rows.
         """
         if x_train.ndim < 2 or not len(x_train):
-            raise InputError(f"`x_train` must be [N, ...], N at least 1, but its shape is {list(x_train.shape)}.")
+            raise InputError(f"`x_train` must be [N, ...] with N at least 1, but its shape is {list(x_train.shape)}.")
         x = widen(x_train.detach())
         return cls(network, x.mean(0), x.std(0, correction=0))
 
@@ -97,21 +97,21 @@ class CenteredNetwork(WrappedNetwork):
         return output
 
     def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands of the output, each [Z, B, ...]: what is trained, and the priors."""
+        """The two summands of the output, each [Z, B, ...]: the trained part and the priors."""
         return self.network.learned_and_prior(self.standardize(x), index)
 
 
 class ScaledNetwork(WrappedNetwork):
-    """scale * f(x, z): an epistemic network whose output is in other units.
+    """scale * f(x, z): an epistemic network with its output in other units.
 
     Args:
         network: The network f(x, z).
-        scale: The factor; logits divided by a temperature T have 1 / T.
-        heads: ``"gaussian"`` for outputs [Z, B, 2 D]: means are multiplied by ``scale``, and variances, softplus of what is
-            returned, by its square. None multiplies the whole output.
+        scale: The factor; to divide logits by a temperature T, pass 1 / T.
+        heads: ``"gaussian"`` for outputs [Z, B, 2 D]: means are multiplied by ``scale``, and variances, the softplus of the raw
+            outputs, by its square. None multiplies the whole output.
 
     Raises:
-        InputError: ``scale`` is no positive number, or ``heads`` is unknown.
+        InputError: ``scale`` is not a positive number, or ``heads`` is unknown.
 
     Source: ``scale_enn_output`` of google-deepmind/enn.
 
@@ -136,7 +136,7 @@ class ScaledNetwork(WrappedNetwork):
         return self._scale(self.network(x, index))
 
     def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands of the output, each [Z, B, ...]: what is trained, and the priors; with heads also their variances."""
+        """The two summands of the output, each [Z, B, ...]: the trained part and the priors; with heads, including their variances."""
         learned, prior = self.network.learned_and_prior(x, index)
         scaled = self._scale(learned)
         return scaled, self._scale(learned + prior) - scaled

@@ -1,4 +1,4 @@
-"""The virtual logit of all members' features against the logits of their last layers, as a score."""
+"""The virtual logit of all members' features compared with the logits of their last layers, as a score."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from lightning_uq.networks.feature_score import FeatureScore
 
 
 class VirtualLogits(FeatureScore):
-    """The virtual logit less the log-sum-exp of the others [B], for features [M, B, D]; everything that :class:`~lightning_uq.FitViM` fits.
+    """The virtual logit minus the log-sum-exp of the others [B], for features [M, B, D]: everything that :class:`~lightning_uq.FitViM` fits.
 
-    The score is the mean over members. A copy of each member's last layer computes the logits from the features, so that they are
-    those before any calibration.
+    The score is the mean over members. A copy of each member's last layer computes the logits from the features, before
+    any calibration.
 
     Args:
         fits: The virtual logit of each member.
@@ -38,7 +38,7 @@ class VirtualLogits(FeatureScore):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Self:
-        """The score that the tensors of a :class:`~lightning_uq.FitViM` describe."""
+        """The score from the tensors of a :class:`~lightning_uq.FitViM`."""
         members = range(tensors["num_members"])
         return cls(
             [VimFit(*(tensors[f"{i}.{field}"] for field in VimFit._fields)) for i in members],

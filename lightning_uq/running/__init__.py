@@ -1,4 +1,4 @@
-"""Running a model correctly inside a hook: its mode, its loaders, its ranks, its random numbers and its weights.
+"""Running a model correctly inside a hook: its mode, loaders, ranks, random numbers and weights.
 
-Modules and callbacks stand on this room, which knows neither.
+Modules and callbacks build on this package, which knows neither.
 """

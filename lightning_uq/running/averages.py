@@ -1,4 +1,4 @@
-"""The copies of a module in which averaging callbacks keep their averages."""
+"""The copies of a module in which averaging callbacks store their averages."""
 
 from collections.abc import Iterator
 
@@ -11,8 +11,8 @@ from lightning_uq.lightning_trees import is_instance
 def averaged_copies(trainer: Trainer) -> Iterator[LightningModule]:
     """Each averaging callback's copy of the module.
 
-    It is made in the callback's ``setup``, before the module's own: what the module adds there, or later, it has to add to
-    the copies too, since Lightning averages the tensors of both in the order in which they come.
+    The copies are made in the callback's ``setup``, before the module's own. Tensors that the module adds there or later must
+    be added to the copies too, since Lightning averages the tensors of both in their order.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
         copy = average_model(callback)

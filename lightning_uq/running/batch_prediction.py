@@ -1,4 +1,4 @@
-"""The prediction of one batch, as a module makes it, read inside a hook of another step."""
+"""The module's prediction of one batch, computed inside a hook of another step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +20,17 @@ def predict_batch(
     check: bool = True,
     further: Sequence[PredictionTransform] = (),
 ) -> tuple[Tensor, Prediction]:
-    """Outputs [Z, B, ...] of a batch, and the prediction that the module makes of them.
+    """Outputs [Z, B, ...] of a batch, and the module's prediction from them.
 
-    A module of this package applies the calibrations that it carries. Any other module's prediction is that of its outputs, with ``further`` changes.
+    A module of this package applies the calibrations that it carries. For any other module, the prediction is made from the outputs and changed by ``further``.
 
     Args:
-        read: Reads the outputs.
+        read: Reader of the outputs.
         model: The model.
         batch: The batch, on the model's device.
-        trainer: Its Trainer, if there is one.
-        check: Whether to look at the outputs' values.
-        further: What changes the predictions of a module that is not ours.
+        trainer: The Trainer, if there is one.
+        check: Whether to check the values of the outputs.
+        further: The changes to the predictions of a foreign module.
     """
     transforms = None if read.predict_fn is not None else transforms_of(model)
     if transforms is None and not further:

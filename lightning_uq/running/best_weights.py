@@ -30,32 +30,32 @@ def _monitored(trainer: Trainer) -> list[ModelCheckpoint]:
 class BestCheckpoint:
     """The best checkpoint of one fit.
 
-    A ModelCheckpoint that serves several fits keeps the path and the score of an earlier one, and writes no file until a later
-    fit beats that score. So its path counts if this fit has written it, or if a resumed training brought it.
+    A ModelCheckpoint used for several fits keeps the path and the score of an earlier one, and writes no file until a later
+    fit beats that score. Its path therefore counts only if this fit wrote it, or if it came with a resumed training.
     """
 
     def __init__(self) -> None:
-        self._resumed: dict[str, str] = {}  # the paths that a resumed training brought, by key of the ModelCheckpoint
+        self._resumed: dict[str, str] = {}  # paths from a resumed training, by key of the ModelCheckpoint
         self._earlier: dict[str, tuple[str, float | None]] = {}  # paths and scores of earlier fits
 
     def note_resumed(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take note of the best checkpoints of the training that a fit resumes.
+        """Note the best checkpoints of the training that a fit resumes.
 
-        The tuners of Lightning restore a checkpoint too, from before the first step: its paths are not this training's.
+        Lightning's tuners also restore a checkpoint, from before the first step, but its paths do not belong to this training.
         """
         states = (checkpoint.get("callbacks") or {}) if checkpoint.get("global_step") else {}
         self._resumed = {key: state["best_model_path"] for key, state in states.items() if "best_model_path" in state}
 
     def start(self, trainer: Trainer, who: str, *, is_required: bool) -> None:
-        """Take note, when a fit starts, of the files that earlier fits wrote.
+        """Note at the start of a fit which files earlier fits wrote.
 
         Args:
             trainer: The Trainer of the fit.
-            who: The callback, for messages.
+            who: Name of the callback, for messages.
             is_required: Whether there must be a best checkpoint.
 
         Raises:
-            InputError: It is required, and no ModelCheckpoint has a monitor.
+            InputError: A best checkpoint is required, but no ModelCheckpoint has a monitor.
         """
         if is_required and not _monitored(trainer):
             raise InputError(
@@ -67,15 +67,15 @@ class BestCheckpoint:
         self._resumed = {}
 
     def find(self, trainer: Trainer, who: str, *, is_required: bool) -> str | None:
-        """The path of the best checkpoint, when the fit ends; None, and a warning, where it is lost. A collective.
+        """The path of the best checkpoint at the end of the fit. If it is lost, None and a warning. A collective.
 
         Args:
             trainer: The Trainer of the fit.
-            who: The callback, for messages.
+            who: Name of the callback, for messages.
             is_required: Whether there must be a best checkpoint.
 
         Raises:
-            InputError: It is required, and there is none.
+            InputError: A best checkpoint is required, but there is none.
         """
         finish_writing(trainer.strategy)
         # Rank 0 wrote the file, and another rank may not see it yet.
@@ -85,26 +85,28 @@ class BestCheckpoint:
             return str(path)
         if is_required and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
             reason = problem or "no ModelCheckpoint with a `monitor` has saved a file"
-            raise InputError(f"{who} has `weights='best'`, but {reason}. Use `weights='last'` to fit the last weights.")
+            raise InputError(
+                f"{who} has `weights='best'`, but {reason}. Use `weights='last'` to fit on the last weights."
+            )
         if problem is not None:
             rank_zero_warn(f"{who} is fitted on the last weights: {problem}.")
         return None
 
     def _look(self, trainer: Trainer) -> tuple[str | None, str | None]:
-        """The path, or why it is lost; neither where nothing was saved."""
+        """The path, or the reason why it is lost; both None if nothing was saved."""
         monitored = _monitored(trainer)
         saved = [one for one in monitored if one.best_model_path]
         own = [one for one in saved if self._earlier.get(one.state_key) != _path_and_score(one)]
         if own:
             path = own[0].best_model_path
             if not is_file(path):
-                return None, f"the best checkpoint {path} does not exist any more"
+                return None, f"the best checkpoint {path} no longer exists"
             _report_choice(own[0], monitored, trainer)
             return path, None
         if saved:
             return None, (
-                f"the ModelCheckpoint holds {saved[0].best_model_path} of an earlier fit, whose {saved[0].monitor} this fit did not "
-                "beat. Make a new ModelCheckpoint for each fit"
+                f"the ModelCheckpoint holds {saved[0].best_model_path} of an earlier fit, and this fit did not reach a better "
+                f"{saved[0].monitor}. Use a new ModelCheckpoint for each fit"
             )
         return None, None
 
@@ -117,8 +119,8 @@ def _report_choice(chosen: ModelCheckpoint, among: Sequence[ModelCheckpoint], tr
     others = sorted({str(one.monitor) for one in among if (one.monitor, one.mode) != (chosen.monitor, chosen.mode)})
     if others:
         report_guess(
-            f"Callbacks are fitted on the weights that are best by {chosen.monitor}, the monitor of the first ModelCheckpoint that "
-            f"saved a file, and not by {', '.join(others)}. To choose another, put its ModelCheckpoint first.",
+            f"Callbacks are fitted on the best weights by {chosen.monitor}, the monitor of the first ModelCheckpoint that "
+            f"saved a file, rather than by {', '.join(others)}. To use another monitor, put its ModelCheckpoint first.",
             trainer,
         )
 
@@ -126,11 +128,11 @@ def _report_choice(chosen: ModelCheckpoint, among: Sequence[ModelCheckpoint], tr
 def read_back(path: str, trainer: Trainer) -> dict[str, Any]:
     """The checkpoint that this training wrote.
 
-    A file in the directory of the Trainer's own ModelCheckpoint may hold any object, such as a network among the
-    hyper-parameters: it is the user's own. A ``best_model_path`` elsewhere came with a resumed checkpoint, and must hold plain data.
+    A file in the directory of the Trainer's own ModelCheckpoint is trusted, since it is the user's own, and may hold any object, such as
+    a network among the hyper-parameters. A ``best_model_path`` elsewhere came with a resumed checkpoint, and must hold plain data.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The file cannot be read.
     """
     is_own = any(one.dirpath and _is_below(path, str(one.dirpath)) for one in model_checkpoints(trainer))
     checkpoint: dict[str, Any]
@@ -151,9 +153,9 @@ def _is_below(path: str, directory: str) -> bool:
 
 @contextmanager
 def weights_of(path: str | None, trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The weights of a checkpoint, or the last ones of rank 0, in the module; afterwards it is as it was.
+    """The module with the weights of a checkpoint, or the last ones of rank 0; the module is restored afterwards.
 
-    They are loaded as ``trainer.validate(ckpt_path=path)`` loads them, through the module's ``on_load_checkpoint``.
+    They are loaded like in ``trainer.validate(ckpt_path=path)``, through the module's ``on_load_checkpoint``.
     """
     if path is not None:
         with tensors_put_back([*module.parameters(), *module.buffers()]):
@@ -164,9 +166,9 @@ def weights_of(path: str | None, trainer: Trainer, module: LightningModule) -> I
             finally:
                 revoke()
         return
-    with tensors_put_back(module.buffers()):  # a forward pass may change them, but no parameter
+    with tensors_put_back(module.buffers()):  # a forward pass may change buffers, but not parameters
         if trainer.world_size > 1:
-            # BatchNorm's means differ by rank, and tests run with rank 0's.
+            # BatchNorm's means differ between ranks, and tests run with rank 0's.
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, 0)
         yield
@@ -175,7 +177,7 @@ def weights_of(path: str | None, trainer: Trainer, module: LightningModule) -> I
 def _load(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
     function = trainer.state.fn
     try:
-        trainer.state.fn = TrainerFn.VALIDATING  # no training is resumed
+        trainer.state.fn = TrainerFn.VALIDATING  # since no training is resumed
         module.on_load_checkpoint(checkpoint)
         trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
     finally:

@@ -1,4 +1,4 @@
-"""Labels and logits of any model's batches, as what is fitted after training reads them."""
+"""Reads labels and logits from any model's batches, for fits after training."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from lightning_uq.running.ranks import gather_rows
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of
 from lightning_uq.tasks import Task, describe
 
-_PART_ELEMENTS = 2**17  # logits in float64 at a time
+_PART_ELEMENTS = 2**17  # logits in float64 per part
 
 
 def labelled_batch(
@@ -24,15 +24,15 @@ def labelled_batch(
     """The target of a batch, checked by the task.
 
     Args:
-        reader: How the model's batches are read.
+        reader: Reader of the model's batches.
         model: The model.
         batch: The batch.
         outputs: Its outputs [Z, B, ...].
-        where: What the batch belongs to, the beginning of the message.
-        values: Whether to check the values too, which waits for a GPU.
+        where: What the batch belongs to; it begins the error message.
+        values: Whether to check the values too, which waits for the GPU.
 
     Raises:
-        InputError: There is none, or it does not fit the outputs.
+        InputError: There is no target, or it does not match the outputs.
     """
     target = target_of(reader, model, batch, where)
     check_targets(reader, model, target, outputs, where, values=values)
@@ -42,10 +42,10 @@ def labelled_batch(
 def check_targets(
     reader: LogitReader, model: nn.Module, target: Tensor, outputs: Tensor, where: str, *, values: bool = True
 ) -> None:
-    """Refuse targets [N, ...] that do not fit the task of a model with outputs [Z, N, ...]; the message begins with ``where``.
+    """Reject targets [N, ...] that do not match the task of a model with outputs [Z, N, ...]; ``where`` begins the message.
 
     Raises:
-        InputError: They do not fit, or contradict the targets that have shown the task.
+        InputError: The targets do not match, or contradict those from which the task was inferred.
     """
     reader.check_inferred_task(model, target)
     task = reader.task(model)
@@ -59,14 +59,14 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
     """The target of a batch.
 
     Raises:
-        InputError: There is none; the message begins with ``where``.
+        InputError: There is no target; ``where`` begins the message.
     """
     _, target = reader.unpack(model, batch)
     if not isinstance(target, Tensor):
         came = "none" if target is None else f"targets of {type(target).__name__}"
         raise InputError(
-            f"{where[0].upper()}{where[1:]} must hold targets, but a batch has {came}. Pass argument `unpack_batch`, or a loader "
-            "with `(x, y)`."
+            f"{where[0].upper()}{where[1:]} must have targets, but a batch has {came}. Pass argument `unpack_batch`, or a loader "
+            "of `(x, y)`."
         )
     return target
 
@@ -74,10 +74,10 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
 def density_labels(
     reader: LogitReader, model: nn.Module, batch: Any, where: str, trainer: Trainer | None = None
 ) -> Tensor | None:
-    """Class labels [B] of a batch whose outputs are not at hand; None if the task has no classes.
+    """Class labels [B] of a batch without its outputs; None if the task has no classes.
 
     Raises:
-        InputError: It has none, although the task has classes; the message begins with ``where``.
+        InputError: The batch has none, although the task has classes; ``where`` begins the message.
     """
     reader.look_at_task(model, batch, trainer)
     task = reader.task(model)
@@ -86,15 +86,15 @@ def density_labels(
     try:
         target = target_of(reader, model, batch, where)
     except InputError as error:
-        raise InputError(f"{error} `FitGMM(num_components=1)` looks at no labels.") from error
+        raise InputError(f"{error} `FitGMM(num_components=1)` needs no labels.") from error
     reason = task.accepts(target)
     if reason is not None:
         is_whole = not (target.is_floating_point() or target.dtype == torch.bool or target.is_complex())
         span = f" from {int(target.min())} to {int(target.max())}" if is_whole and target.numel() else ""
         advice = (
-            "Leave rows without a label out of it."
+            "Remove rows without a label."
             if span and bool((target < 0).any())
-            else "Pass argument `unpack_batch`, a loader with `(x, y)`, or the `task` of these targets; `FitGMM(num_components=1)` looks at no "
+            else "Pass argument `unpack_batch`, a loader of `(x, y)`, or the `task` of these targets. `FitGMM(num_components=1)` needs no "
             "labels."
         )
         raise InputError(
@@ -104,12 +104,12 @@ def density_labels(
 
 
 class FittingRows(NamedTuple):
-    """The rows of all ranks that a calibration is fitted to.
+    """The rows of all ranks to which a calibration is fitted.
 
     Attributes:
         logits: Logits [Z, N, C] on the CPU, in the precision of the predictions, at least float32.
         labels: Class indices [N].
-        group: Which of the labels of an input each row is [N]; 0 if there is one.
+        group: The index of each row's label among the labels of its input [N]; 0 if there is one label.
         num_groups: L, the number of labels per input.
     """
 
@@ -119,7 +119,7 @@ class FittingRows(NamedTuple):
     num_groups: int
 
     def parts(self) -> Iterator["FittingRows"]:
-        """Some rows at a time, with logits in float64."""
+        """Parts of the rows, with logits in float64."""
         size = max(1, _PART_ELEMENTS // self.logits[:, :1].numel())
         parts = (torch.split(self.logits, size, 1), torch.split(self.labels, size), torch.split(self.group, size))
         for logits, labels, group in zip(*parts, strict=True):
@@ -127,21 +127,21 @@ class FittingRows(NamedTuple):
 
 
 class CalibrationReader:
-    """Reads what a calibration is fitted to: logits and labels, one row per label that counts, or a sample of these rows.
+    """Reads the data for a calibration: logits and labels, one row per counted label, or a sample of these rows.
 
-    They are the members' logits; of a Dirichlet, the log of its mean. Rows are kept in the precision of the predictions, at least
-    float32; what is fitted to them is computed in float64.
+    The logits are those of the members; for a Dirichlet, the log of its mean. Rows are stored in the precision of the predictions, at least
+    float32; fits are computed in float64.
 
     Args:
-        reader: How the model is called.
-        who: The callback that calibrates, for messages.
-        where: What the batches belong to, the beginning of messages.
-        of_members: Whether the logits of the members are needed; else the log of their mean probabilities, with Z = 1.
+        reader: Reader of the model's outputs.
+        who: Name of the calibrating callback, for messages.
+        where: What the batches belong to; it begins messages.
+        of_members: Whether to read the logits of the members, rather than the log of their mean probabilities with Z = 1.
         max_rows: See :class:`~lightning_uq.running.row_sample.RowSample`.
 
     Attributes:
         rows: The rows so far.
-        num_read: Samples that were read.
+        num_read: Number of samples read.
         num_groups: L, the number of labels per input; 1 if there is one.
     """
 
@@ -174,13 +174,13 @@ class CalibrationReader:
         Args:
             model: The model.
             batch: The batch.
-            trainer: Its Trainer, if there is one.
-            positions: ``positions(B)`` gives the positions [B] of a batch's samples in the data set, and the mask of those that
-                count. None stands for those that :func:`~lightning_uq.running.loaders.exact_loader` reads, and for all.
+            trainer: The Trainer, if there is one.
+            positions: ``positions(B)`` returns the positions [B] of a batch's samples in the data set, and the mask of those that
+                count. None: the positions that :func:`~lightning_uq.running.loaders.exact_loader` reads, and all count.
 
         Raises:
-            InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
-                (``of_members``), and the predictions have none.
+            InputError: The model does not predict classes, its batch has no labels, or the logits of members are needed
+                (``of_members``) but the predictions have none.
         """
         is_first = self.num_read == 0
         self.reader.look_at_task(model, batch, trainer, is_first=is_first)
@@ -200,17 +200,17 @@ class CalibrationReader:
         prediction, labels, group, self.num_groups = task.calibration_rows(raw, target)
         if labels.is_floating_point():
             raise InputError(
-                f"{self.where[0].upper()}{self.where[1:]} must hold labels, but a batch has probabilities as targets. Pass a loader "
+                f"{self.where[0].upper()}{self.where[1:]} must have labels, but the targets of a batch are probabilities. Pass a loader "
                 "without label mixing or smoothing."
             )
         self.keep(keys_of(task, target, numbers), prediction, labels, group)
 
     def keep(self, keys: Tensor, prediction: Any, labels: Tensor, group: Tensor | None) -> None:
-        """Keep the rows of a batch: the key, the prediction, the label and the group [N] of each."""
+        """Store the rows of a batch: the key, the prediction, the label and the group [N] of each."""
         if group is not None:
-            labels = 2 * group + labels  # one number, which the sample keeps
+            labels = 2 * group + labels  # one number for the sample
         chosen = self.rows.choose(keys)
-        # Rows first, so that they gather.
+        # Rows first, so that they can be gathered.
         raw = prediction[chosen]
         kept_as = torch.promote_types(raw.dtype, torch.float32)
         logits = self.logits_of(raw).to(kept_as).transpose(0, 1)
@@ -218,16 +218,16 @@ class CalibrationReader:
         self.rows.add(keys[chosen], logits, chosen_labels.long())
 
     def logits_of(self, prediction: Any) -> Tensor:
-        """The logits [Z, N, C] that are fitted, in float64 if the device has it."""
+        """The logits [Z, N, C] to fit, in float64 if the device supports it."""
         if self.of_members:
             return widen(prediction.logits)
         return mean_log_probs(widen(prediction.calibration_logits)).unsqueeze(0)
 
     def gather(self, trainer: Trainer | None) -> FittingRows:
-        """The rows of all ranks, or of this process where ``trainer`` is None. A collective.
+        """The rows of all ranks, or of this process if ``trainer`` is None. A collective.
 
         Raises:
-            InputError: There are none.
+            InputError: There are no rows.
         """
         found = [rows.cpu() for rows in self.rows.gather(trainer, self.who)]
         self.check_not_empty(len(found))
@@ -239,7 +239,7 @@ class CalibrationReader:
         return FittingRows(logits.transpose(0, 1), labels % 2 if several else labels, group, num_groups)
 
     def num_groups_of_ranks(self, trainer: Trainer | None) -> int:
-        """L, which ranks without data learn from the others. A collective."""
+        """L, shared with ranks without data. A collective."""
         if trainer is None or trainer.world_size == 1:
             return self.num_groups
         return int(gather_rows(torch.tensor([self.num_groups], device=trainer.strategy.root_device), trainer).max())
@@ -247,11 +247,11 @@ class CalibrationReader:
     def check_not_empty(self, num_rows: int) -> None:
         """Raise an :class:`InputError` if no rank has a row."""
         if not num_rows:
-            raise InputError(f"{self.where[0].upper()}{self.where[1:]} is empty.")
+            raise InputError(f"{self.where[0].upper()}{self.where[1:]} are empty.")
 
 
 def check_calibration(task: Task, who: str, needs_classes: bool = False) -> None:
-    """Raise an :class:`InputError` for a task whose predictions are no probabilities, or not those of classes."""
+    """Raise an :class:`InputError` for a task that does not predict probabilities, or, with ``needs_classes``, classes."""
     if not task.takes_calibration:
         raise InputError(
             f"{who} calibrates probabilities, which {describe(task)} does not predict. Leave it out of the callbacks, or pass `task` "

@@ -1,4 +1,4 @@
-"""One pass over a model inside a hook: in evaluation mode, on its device, and with everything put back afterwards."""
+"""One pass over a model inside a hook: in evaluation mode, on its device, and with everything restored afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ from lightning_uq.lightning_trees import is_instance
 
 @contextmanager
 def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: bool = False) -> Iterator[None]:
-    """Evaluation mode, no gradients, an isolated random state, silent ``log``; everything is put back at the end.
+    """Evaluation mode, no gradients, an isolated random state, and a silent ``log``; everything is restored at the end.
 
     Args:
-        model: The module whose train/eval modes are set and restored, each submodule's own.
+        model: The module whose train/eval modes are set and restored, for each submodule.
         trainer: The Trainer inside whose hook this runs.
         fitting: For a pass over fitting data. The trainer's stage is set to validating, so that a user's
-            ``on_after_batch_transfer`` does not augment, and inference mode is left, since what is fitted outlives it.
+            ``on_after_batch_transfer`` does not augment. Inference mode is off, since fitted tensors outlive the pass.
     """
     modes = [(module, module.training) for module in model.modules()]
     logs = (
@@ -37,7 +37,7 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
     try:
         with torch.inference_mode(torch.is_inference_mode_enabled() and not fitting), torch.no_grad():
             model.eval()
-            for name in logs:  # a `forward` that logs would do so a second time, under this hook's name
+            for name in logs:  # a `forward` that logs would log again, under this hook's name
                 model.__dict__[name] = _silent
             if trainer is not None and fitting:
                 trainer.state.stage = RunningStage.VALIDATING
@@ -52,22 +52,22 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
                 model.__dict__[name] = own
         if trainer is not None:
             trainer.state.stage = stage
-        rng.__exit__(None, None, None)  # isolate_rng restores on a normal exit alone, so it is never told of an error
+        rng.__exit__(None, None, None)  # hides errors from isolate_rng, which restores only on a normal exit
 
 
 def is_in_own_pass(model: LightningModule) -> bool:
-    """Whether :func:`evaluating` runs a LightningModule now: a pass of this package, and not a batch of Lightning's loop."""
+    """Whether a LightningModule runs inside :func:`evaluating` now, rather than in Lightning's own loop."""
     return model.__dict__.get("log") is _silent
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
-    """Stand-in for a module's ``log``."""
+    """Replaces a module's ``log``."""
 
 
 def to_device(batch: Any, model: nn.Module, trainer: Trainer | None = None) -> Any:
-    """A loader's batch as Lightning hands it to a step: converted by the precision plugin, through the transfer hooks.
+    """A loader's batch as Lightning passes it to a step: converted by the precision plugin and the transfer hooks.
 
-    Without a Trainer it goes to the model's device, and takes the dtype of a half- or double-precision model.
+    Without a Trainer, it moves to the model's device, and takes the dtype of a half- or double-precision model.
     """
     if trainer is not None:
         batch = trainer.precision_plugin.convert_input(batch)

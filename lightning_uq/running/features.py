@@ -1,4 +1,4 @@
-"""The features that a density is fitted on: the input of a layer, found by name or by what feeds the output."""
+"""Reads the features for a density: the input of a layer, given by name or found as the one that feeds the output."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,14 +18,14 @@ from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 
 
 class LayerFeatures:
-    """Features [M, B, D] at one layer: its input in each of the M members of a model (one, for a plain network).
+    """Features [M, B, D] at one layer: its input in each of the M members of a model (one for a plain network).
 
     An input with more axes than [B, D] is pooled: see :func:`~lightning_uq.networks.pooling.pool_features`. A network with
-    MC-dropout runs without masks for them. Compiled networks run eagerly meanwhile, since a compiled graph skips hooks that
+    MC-dropout runs without masks. Compiled networks run eagerly, since a compiled graph skips hooks that
     are added after its first call.
 
     Args:
-        layer: Name of a submodule as ``named_modules`` gives it.
+        layer: Name of a submodule as in ``named_modules``.
         pool: How its input is pooled.
     """
 
@@ -36,7 +36,7 @@ class LayerFeatures:
 
     @contextmanager
     def recording(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[Callable[[], Tensor]]:
-        """A context around one call of the model; the function that it yields then gives the features [M, B, D]."""
+        """A context for one call of the model; the function that it yields then returns the features [M, B, D]."""
         trainer = trainer_of(model) if trainer is None else trainer
         source = _source(model)
         with ExitStack() as stack:
@@ -55,7 +55,7 @@ class LayerFeatures:
                 def features() -> Tensor:
                     if not all(records):
                         raise InputError(
-                            f"The network's forward pass does not call layer {self.layer!r}. Name another as "
+                            f"The network's forward pass does not call layer {self.layer!r}. Pass the name of another layer as "
                             "`feature_layer`."
                         )
                     return torch.stack([record[-1] for record in records])
@@ -63,11 +63,11 @@ class LayerFeatures:
             yield features
 
     def networks(self, model: nn.Module) -> list[nn.Module]:
-        """The M networks; those of a stacked ensemble are made once, over its own tensors, whose changes they see."""
+        """The M networks. Those of a stacked ensemble are built once over its own tensors, so they share later changes."""
         source = _source(model)
         if source is None or not source.is_stacked:
             return inner_networks(model)
-        # The kept members hold the tensors, so that no other has the address of one.
+        # The stored members keep the tensors alive, so no other tensor can have their addresses.
         tensors = (*source.parameters(), *source.buffers())
         key = source.training, [(t.data_ptr(), t.dtype, t.shape) for t in tensors]
         if self._members is None or self._members[0] != key:
@@ -93,15 +93,15 @@ class LayerFeatures:
 
 
 class FeatureReader:
-    """Features [M, B, D] of a batch, from a layer that is named or found.
+    """Features [M, B, D] of a batch, from a layer that is given or found.
 
     Args:
-        layer: Name of a submodule, or ``"auto"``: the linear layer or convolution that feeds the output through no other one.
-        logits: How the model is called, and its batches unpacked.
+        layer: Name of a submodule, or ``"auto"``: the linear layer or convolution that feeds the output directly.
+        logits: Reader of the model's outputs and batches.
         pool: How an input with more axes than [B, D] is pooled.
 
     Attributes:
-        found: The features at the layer, once it is known.
+        found: The features at the layer; None before it is known.
 
     Raises:
         InputError: ``pool`` is unknown.
@@ -116,7 +116,7 @@ class FeatureReader:
         self.reset()
 
     def reset(self, resolved: str | None = None) -> None:
-        """Take the layer that a fit found, or, without it, forget it: another network's may be another."""
+        """Set the layer that a fit found, or forget it, since another network's layer may differ."""
         named = None if self.layer == "auto" else self.layer
         name = named if resolved is None else resolved  # "" is the model itself
         self.found = None if name is None else LayerFeatures(name, self.pool)
@@ -134,21 +134,21 @@ class FeatureReader:
             NotFittedError: The layer is not known yet.
         """
         if self.found is None:
-            raise NotFittedError("The feature layer is not known before a fit.")
+            raise NotFittedError("The feature layer is unknown before a fit.")
         return self.found
 
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
         """Features [M, B, D] of a batch; half precision is upcast to float32.
 
         Raises:
-            InputError: The layer is not found or not called, its input needs another ``pool``, or the features are not one
+            InputError: The layer is not found or not called, its input needs another ``pool``, or the features do not have one
                 row per sample.
         """
         if self.found is None:
             self.found = self._find(model, batch, trainer)
             report_guess(
-                f"The features of {type(model).__name__} are read at layer {self.resolved!r}, whose input they are, because it feeds the "
-                f"output. If they are elsewhere, pass `feature_layer`, the name of another layer.",
+                f"The features of {type(model).__name__} are the input of layer {self.resolved!r}, because that layer feeds the "
+                f"output. To use another layer, pass its name as `feature_layer`.",
                 model,
             )
         with self.at_layer.recording(model, trainer) as recorded:
@@ -156,9 +156,9 @@ class FeatureReader:
         features = recorded()
         if num_rows not in (None, features.shape[1]):
             raise InputError(
-                f"The features at layer {self.resolved!r} must be one row per sample, but there are {features.shape[1]} rows for "
-                f"{num_rows} samples. Axis 0 of the layer's input must be the batch; otherwise name another layer, or pass "
-                "as `pool` a function `pool(x, mask)` that returns features [B, D]."
+                f"The features at layer {self.resolved!r} must have one row per sample, but there are {features.shape[1]} rows for "
+                f"{num_rows} samples. Axis 0 of the layer's input must be the batch. Pass the name of another layer, or "
+                "a function `pool(x, mask)` that returns features [B, D] as `pool`."
             )
         return features
 
@@ -181,20 +181,20 @@ class FeatureReader:
         network = found.networks(model)[0]
         with input_of(source) as inputs:
             self.logits.run(model, batch, trainer)
-        # A `predict_fn` may call the inner network by itself.
+        # A `predict_fn` may call the inner network directly.
         x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
         found.layer = last_layer(network, lambda: source.read_output(_run(network, x, trainer, source)))
         return found
 
 
 def inner_networks(model: nn.Module) -> list[nn.Module]:
-    """The networks whose layers hold features: those that one of our modules names, or the model itself."""
+    """The networks whose layers hold features: those that a module of this package names, or the model itself."""
     source = _source(model)
     return [model] if source is None else source.feature_networks()
 
 
 def _source(model: nn.Module) -> EpistemicNetwork | None:
-    """The network, inside of one of our modules, that calls the networks with the features; None for another model."""
+    """The network, inside a module of this package, that calls the networks with the features; None for another model."""
     if not is_uncertainty_module(model):
         return None
     network: Any = model.network
@@ -203,7 +203,7 @@ def _source(model: nn.Module) -> EpistemicNetwork | None:
 
 
 def _run(network: nn.Module, x: Any, trainer: Trainer | None, source: EpistemicNetwork) -> Any:
-    """What a network inside of ``source`` returns, called as ``source`` calls it."""
+    """The output of a network inside ``source``, called like ``source`` calls it."""
     if trainer is None:
         return source.read_output.raw(network, x)
     with trainer.precision_plugin.forward_context():

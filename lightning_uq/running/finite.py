@@ -1,4 +1,4 @@
-"""NaN and infinity never pass as a confident answer: they are an error, or the score plus infinity."""
+"""NaN and infinity are never confident answers: they raise, or give a score of plus infinity."""
 
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -13,13 +13,13 @@ from lightning_uq.tasks import Task
 
 
 def check_numbers(output: Tensor, task: Task) -> None:
-    """Refuse outputs [Z, B, ...] that hold numbers which ``task`` cannot use."""
+    """Reject outputs [Z, B, ...] with numbers that ``task`` cannot use."""
     if bool(task.invalid(output).any()):
         refuse_outputs(int(unusable_rows(output, task).sum()), output.shape[1])
 
 
 def refuse_outputs(unusable: int, rows: int) -> NoReturn:
-    """Raise the error for outputs of which some rows are unusable."""
+    """Raise the error for outputs with unusable rows."""
     raise NotFiniteError(
         f"The network must return finite numbers, but its outputs for {unusable} of {rows} rows hold NaN or infinity. "
         "Its weights may hold them too, for instance after a training that diverged."
@@ -32,13 +32,13 @@ def unusable_rows(output: Tensor, task: Task) -> Tensor:
 
 
 class FiniteRows:
-    """The rows of one batch of which something can be predicted.
+    """The rows of one batch for which a prediction is possible.
 
     Args:
         x: The input.
-        nonfinite: ``"error"`` refuses a row with NaN or infinity, in the input or in the outputs; with ``"inf"``, its probabilities
-            are NaN and its scores plus infinity.
-        where: What the rows belong to, for the error: ``"of batch 3"``.
+        nonfinite: ``"error"`` rejects a row with NaN or infinity in the input or in the outputs. ``"inf"`` gives it probabilities of
+            NaN and scores of plus infinity.
+        where: What the rows belong to, for the error, such as ``"of batch 3"``.
 
     Raises:
         NotFiniteError: With ``"error"``, the input is not finite.
@@ -51,7 +51,7 @@ class FiniteRows:
         self._bad = nonfinite_rows(x) if nonfinite == "inf" else None
 
     def outputs(self, output: Tensor, task: Task) -> Tensor:
-        """Outputs [Z, B, ...], checked, or with NaN in the rows from which nothing can be predicted.
+        """Outputs [Z, B, ...], checked, or with NaN in the unusable rows.
 
         Raises:
             NotFiniteError: With ``"error"``, the outputs are not finite.
@@ -68,12 +68,12 @@ class FiniteRows:
         return self._filled(features, 1, torch.nan)
 
     def prediction(self, prediction: Prediction) -> Prediction:
-        """The prediction, with a score of plus infinity in the rows from which nothing can be predicted, and a log-density of minus infinity."""
+        """The prediction, with a score of plus infinity and a log-density of minus infinity in the unusable rows."""
         if self._bad is None:
             return prediction
         carried = {"log_density": -torch.inf, "ood_score": torch.inf}
         for name, bad in carried.items():
-            with suppress(NotFittedError):  # it has none
+            with suppress(NotFittedError):  # no score
                 prediction = prediction.replace(**{name: self._filled(getattr(prediction, name), 0, bad)})
         return prediction
 

@@ -1,4 +1,4 @@
-"""Somebody's own data module, with what a comparison of methods reads of data."""
+"""Wraps a user's data module in the interface that a comparison of methods needs."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -20,28 +20,28 @@ from lightning_uq.running.streams import RandomStream
 
 _LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
-"""The hooks of a data module that see batches."""
+"""The hooks of a data module that receive batches."""
 
 
 class ForeignDataModule(LightningDataModule):
-    """An unmodified LightningDataModule with the interface :class:`~lightning_uq.data.TaskData`.
+    """An unmodified LightningDataModule with the interface of :class:`~lightning_uq.data.TaskData`.
 
-    One pass over its loaders shows the task, the number of classes, and the scale of the targets. It is set up once, with the same
-    global random numbers each time, so that a split drawn with them is the same for all seeds, and test samples keep their positions. A split drawn
-    with other random numbers may be another one in each process: :attr:`marks` tell. Its batches are left as they are, but for integers and booleans
-    that are regressed, which become floats; validation and test loaders give each sample once, in order. Out-of-distribution data come from its method
+    One pass over its loaders determines the task, the number of classes, and the scale of the targets. It is set up once, always with the same
+    global random state. A split drawn from that state is therefore the same for all seeds, and test samples keep their positions. A split drawn
+    from another random state may differ between processes, which :attr:`marks` reveal. Batches do not change, except that integer and boolean targets
+    of a regression become floats. Validation and test loaders yield each sample once, in order. Out-of-distribution data come from its method
     ``ood_dataloaders`` or ``ood_dataloader``, if it has one: a loader, or several by name.
 
     Args:
         data: The data module, or the import path of its class, ``"my.module:MyDataModule"``.
         arguments: Arguments of the class.
-        task: Name of the task; ``"auto"`` reads it from the training targets.
-        unpack_batch: A function that returns input and target of a batch, if :func:`~lightning_uq.batches.unpack_batch` does not
+        task: Name of the task; ``"auto"`` infers it from the training targets.
+        unpack_batch: A function that returns input and target of a batch, if :func:`~lightning_uq.batches.unpack_batch` cannot
             read it.
 
     Raises:
-        InputError: There is no such class, or it takes other arguments. From :meth:`setup` on: a loader is missing or empty, or the
-            targets show no task.
+        InputError: The class does not exist, or does not take the arguments. From :meth:`setup` on: a loader is missing or empty, or the
+            targets do not determine a task.
 
     Example:
         >>> from lightning_uq.data import ToyCurveDataModule
@@ -74,7 +74,7 @@ class ForeignDataModule(LightningDataModule):
         self._num_outputs = 0
         self._num_test = 0
         self._marks: dict[str, str] = {}
-        # A hook that the module overrides is one here; Lightning asks which are overridden.
+        # Hooks that the module overrides are overridden here too, since Lightning checks which are.
         for hook in HOOKS:
             if is_overridden(self.inner, hook):
                 setattr(self, hook, self._forwarded(hook))
@@ -84,7 +84,7 @@ class ForeignDataModule(LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set the module up for training and test, and read its loaders, once.
+        """Set up the module for training and test, and read its loaders, once.
 
         Raises:
             InputError: See the class.
@@ -108,10 +108,11 @@ class ForeignDataModule(LightningDataModule):
             setattr(self, "on_before_batch_transfer", self._with_floats)  # noqa: B010  # a hook of this object alone
         if self._given_task == "auto":
             report_guess(
-                f"{self.name} is read as a {self._task}, because of its training targets. `task` changes it.", self
+                f"{self.name} is read as a {self._task}, because of its training targets. Pass `task` to change that.",
+                self,
             )
 
-    # ------------------------------------------------------------------ what a comparison reads
+    # ------------------------------------------------------------------ the interface of TaskData
 
     @property
     def task(self) -> str:
@@ -121,13 +122,13 @@ class ForeignDataModule(LightningDataModule):
 
     @property
     def task_arguments(self) -> dict[str, Any]:
-        """What the targets say of the task."""
+        """The arguments of the task that follow from the targets."""
         self.setup()
         return dict(self._task_arguments)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network for the task."""
+        """The number of outputs of a network for the task."""
         self.setup()
         return self._num_outputs
 
@@ -136,18 +137,18 @@ class ForeignDataModule(LightningDataModule):
         """Shape of one input.
 
         Raises:
-            InputError: Inputs are no tensors.
+            InputError: Inputs are not tensors.
         """
         shape = self._rows.input_shape
         if shape is None:
             raise InputError(
-                f"The inputs of {self.name} must be tensors, so that a network can be chosen. Pass a module of your own."
+                f"The inputs of {self.name} are not tensors, so no network can be chosen. Pass your own module."
             )
         return shape
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The module's own ``class_names`` or ``classes`` if it has as many as there are; else the labels' numbers."""
+        """The module's own ``class_names`` or ``classes`` if their number is right, or else the numbers of the labels."""
         num = 2 if self.task == "binary" else 0 if self.task == "regression" else self.num_outputs
         for attribute in ("class_names", "classes"):
             found = getattr(self.inner, attribute, None)
@@ -162,20 +163,20 @@ class ForeignDataModule(LightningDataModule):
 
     @property
     def test_rows(self) -> Tensor:
-        """Positions of the test samples in the test part, which is the same for all seeds."""
+        """The positions of the test samples in the test part, which is the same for all seeds."""
         self.setup()
         return torch.arange(self._num_test)
 
     @property
     def marks(self) -> dict[str, str]:
-        """Marks of the samples of ``train``, ``val`` and ``test``, as the pass over the loaders read them."""
+        """Marks of the samples of ``train``, ``val`` and ``test``, from the pass over the loaders."""
         self.setup()
         return dict(self._marks)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Whose the split is."""
-        return (f"Seeds differ in the training alone, since {self.name} brings its own split.",)
+        """A note on the origin of the split."""
+        return (f"Seeds affect only the training, since {self.name} has its own split.",)
 
     @property
     def _rows(self) -> Rows:
@@ -201,7 +202,7 @@ class ForeignDataModule(LightningDataModule):
         return exact_loader(self._loader("test"))
 
     def predict_dataloader(self) -> Any:
-        """The module's own, or the test samples."""
+        """The module's own loader, or the test samples."""
         self.setup()
         if not is_overridden(self.inner, "predict_dataloader"):
             return self.test_dataloader()
@@ -210,7 +211,7 @@ class ForeignDataModule(LightningDataModule):
         return self.inner.predict_dataloader()
 
     def ood_dataloaders(self) -> dict[str, Any]:
-        """Out-of-distribution loaders by name; ``ood``, or ``ood_0``, ``ood_1``, ..., where the module gives no names."""
+        """Out-of-distribution loaders by name; ``ood``, or ``ood_0``, ``ood_1``, ..., if the module gives no names."""
         self.setup()
         make = getattr(self.inner, "ood_dataloaders", None) or getattr(self.inner, "ood_dataloader", None)
         found = None if make is None else make()
@@ -225,24 +226,24 @@ class ForeignDataModule(LightningDataModule):
     def _loader(self, part: str) -> Any:
         hook = _LOADERS[part]
         self.inner.trainer = self.trainer
-        with self._alone():  # a split may be drawn here
+        with self._alone():  # the hook may draw a split
             loaders = loader_list(getattr(self.inner, hook)()) if is_overridden(self.inner, hook) else []
         if len(loaders) != 1 or loaders[0] is None:
             what = f"returns {len(loaders)} loaders" if len(loaders) > 1 else "returns none" if loaders else "has none"
             raise InputError(
-                f"{self.name} must have one `{hook}`, but it {what}. All methods are compared on the same training, validation and test data."
+                f"{self.name} must have exactly one `{hook}`, but it {what}. All methods are compared on the same training, validation and test data."
             )
         return loaders[0]
 
     def _forwarded(self, hook: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.inner.trainer = self.trainer  # which it may ask what runs
+            self.inner.trainer = self.trainer  # it may use the Trainer's state
             return getattr(self.inner, hook)(*args, **kwargs)
 
         return call
 
     def _with_floats(self, batch: Any, dataloader_idx: int) -> Any:
-        """The batch with the target as floats, which a regression needs."""
+        """The batch with a floating-point target, which a regression needs."""
         if self._before_transfer is not None:
             batch = self._before_transfer(batch, dataloader_idx)
         _, target = self._unpack(batch)
@@ -256,7 +257,7 @@ class ForeignDataModule(LightningDataModule):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Inside, random numbers are the same in every process, and tensors can be trained on later."""
+        """A context in which random numbers are the same in every process, and tensors can require gradients later."""
         with torch.inference_mode(False), self._random.active(advance=False):
             yield
 
@@ -273,7 +274,7 @@ def _build(data: LightningDataModule | str, arguments: Mapping[str, Any]) -> Any
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
         raise InputError(
-            f"{kind.__name__}({', '.join(inspect.signature(kind).parameters)}) does not take {dict(arguments)}: {without_period(error)}."
+            f"{kind.__name__}({', '.join(inspect.signature(kind).parameters)}) does not accept {dict(arguments)}: {without_period(error)}."
         ) from error
     return kind(**arguments)
 

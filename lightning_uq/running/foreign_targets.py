@@ -1,4 +1,4 @@
-"""The task that the targets of somebody's batches show, without a network."""
+"""Infers the task from the targets of a user's batches, without a network."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from lightning_uq.running.marks import Marker
 
 NAMES = ("classification", "binary", "multilabel", "segmentation", "regression")
 VOID = 255
-"""A label of segmentations that conventionally does not count."""
+"""The conventional label of positions that do not count in a segmentation."""
 
 
 @dataclass
 class Rows:
-    """What one pass over a loader shows.
+    """The findings of one pass over a loader.
 
     Attributes:
         num: Number of rows.
-        input_shape: Shape of one input; None if inputs are no tensors.
-        targets: The targets of all rows; of maps, and where the batches' shapes differ, the different values of each batch.
+        input_shape: Shape of one input; None if inputs are not tensors.
+        targets: The targets of all rows; for maps, and if the shapes of batches differ, the distinct values of each batch.
         target_shape: Shape of the targets of a batch.
         mark: The mark of all batches.
     """
@@ -49,11 +49,11 @@ def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any], name: str) ->
         x, y = unpack(batch)
         if not isinstance(y, Tensor) or not y.ndim:
             raise InputError(
-                f"The batches of the {name} loader must hold targets [B, ...], but their targets are {type(y).__name__}. Pass "
+                f"The batches of the {name} loader must have targets [B, ...], but their targets are {type(y).__name__}. Pass "
                 "`unpack_batch`, a function that returns the input and the target."
             )
         num += num_rows(x, y) or len(y)
-        marker.add((batch, y))  # the batch may be an object, whose values no marker finds
+        marker.add((batch, y))  # a marker skips batches that are other objects, so add the target too
         inputs = inputs or [tuple(x.shape[1:]) if isinstance(x, Tensor) else None]
         found.append(y)
     if not found:
@@ -64,14 +64,14 @@ def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any], name: str) ->
 
 
 def shown_task(rows: Rows, name: str) -> str:
-    """The task that the training targets show.
+    """The task that the training targets imply.
 
-    Floats that are 0 or 1 are labels, other floats [B] or [B, D] are numbers. Integers [B] are classes, however many: a loss of torch
-    takes integers as labels, and floats as numbers. Integers [B, L] of 0 and 1 are labels, and integers with the positions of images
+    Floats that are 0 or 1 are labels; other floats [B] or [B, D] are numbers. Integers [B] are always classes, since losses of torch
+    take integers as labels and floats as numbers. Integers [B, L] of 0 and 1 are labels, and integers at the positions of images
     [B, C, *P] are maps of classes.
 
     Raises:
-        InputError: No task is plain.
+        InputError: The targets do not determine a task.
     """
     y, shape = rows.targets, rows.target_shape
     per_input = len(shape) == 2 and shape[1] > 1
@@ -90,7 +90,7 @@ def shown_task(rows: Rows, name: str) -> str:
     if per_input and y.is_floating_point() and not is_share:
         return "regression"
     raise InputError(
-        f"The training targets of {name} show no task: they are {y.dtype} of shape {list(shape)}, from {y.min():g} to {y.max():g}. Pass "
+        f"The task of {name} is unclear from its training targets, which are {y.dtype} of shape {list(shape)}, from {y.min():g} to {y.max():g}. Pass "
         f"`task`, one of {', '.join(NAMES)}."
     )
 
@@ -99,7 +99,7 @@ def with_target(batch: Any, old: Any, new: Any) -> Any:
     """A copy of a batch in plain containers with another target.
 
     Raises:
-        InputError: The batch is another object, in which the target is not found.
+        InputError: The batch is another object, in which the target was not found.
 
     Example:
         >>> x, y = torch.zeros(2, 3), torch.tensor([4, 5])
@@ -117,19 +117,19 @@ def with_target(batch: Any, old: Any, new: Any) -> Any:
         found, is_there = None, False
     if not is_there:
         raise InputError(
-            f"A regression needs targets that are floats, but those in a batch of type {type(batch).__name__} are {old.dtype}. Convert them "
+            f"A regression needs floating-point targets, but those in a batch of type {type(batch).__name__} are {old.dtype}. Convert them "
             "with `.float()`."
         )
     return found
 
 
 def facts(task: str, rows: Rows, others: Mapping[str, Rows], name: str) -> tuple[dict[str, Any], int]:
-    """Arguments of the task, and the number of outputs that a network needs.
+    """The arguments of the task, and the number of outputs that a network needs.
 
     Args:
         task: Name of the task.
         rows: The training rows.
-        others: Rows of the other parts, whose labels count too.
+        others: Rows of the other parts, whose labels also count.
         name: The data's name, for errors.
 
     Raises:
@@ -141,7 +141,7 @@ def facts(task: str, rows: Rows, others: Mapping[str, Rows], name: str) -> tuple
     fits |= {"binary": width == 1 and len(shape) < 3, "regression": len(shape) < 3}
     if not fits[task]:
         raise InputError(
-            f"task={task!r} does not go together with the targets of {name}, whose shape is {list(shape)}. Pass another `task`."
+            f"task={task!r} does not match the targets of {name}, whose shape is {list(shape)}. Pass another `task`."
         )
     if task == "regression":
         mean, std = _moments(y.double().reshape(len(y), -1))
@@ -158,7 +158,7 @@ def facts(task: str, rows: Rows, others: Mapping[str, Rows], name: str) -> tuple
     counted = [label for label in values.tolist() if label not in void]
     if y.is_floating_point() or len(counted) < 2 or counted[0] < 0:
         raise InputError(
-            f"task={task!r} needs integers 0 ... C-1 of at least 2 classes, but the targets of {name} are {y.dtype} from {values[0]:g} to "
+            f"task={task!r} needs integer labels 0 ... C-1 of at least 2 classes, but the targets of {name} are {y.dtype} from {values[0]:g} to "
             f"{values[-1]:g}. Pass another `task`, or relabel them."
         )
     num_classes = int(counted[-1]) + 1
@@ -166,6 +166,6 @@ def facts(task: str, rows: Rows, others: Mapping[str, Rows], name: str) -> tuple
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of targets [N, D], without those that are missing."""
+    """Mean and standard deviation of targets [N, D], without missing ones."""
     mean = y.nanmean(0)
     return mean, (y - mean).square().nanmean(0).sqrt()

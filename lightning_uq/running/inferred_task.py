@@ -1,4 +1,4 @@
-"""A module that is not ours and says no task: whether the targets of its batches show what it predicts."""
+"""Infers the task of a foreign module from the targets of its batches, if none was given."""
 
 from collections.abc import Callable
 
@@ -16,14 +16,14 @@ INFERABLE: dict[str, Task] = {
     "binary": Binary(),
     "multilabel": Multilabel(),
 }
-"""The tasks that a batch can show, by the names under which a checkpoint holds them."""
+"""The tasks that a batch can imply, by the names that a checkpoint stores."""
 
 
 def inferred_task(outputs: Tensor, target: object) -> str | None:
-    """The name in :data:`INFERABLE` of the task that outputs [B, ...] and targets of one shape show, or None.
+    """The name in :data:`INFERABLE` of the task that outputs [B, ...] and targets of the same shape imply, or None.
 
-    Targets that are 0 or 1 are labels, if the outputs are no probabilities; other numbers are numbers, unless they sum to one.
-    An axis of size 1 at the end of one of them makes no difference.
+    Targets that are 0 or 1 are labels, if the outputs are not probabilities. Other targets are numbers, unless they sum to one.
+    A last axis of size 1 makes no difference.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ def inferred_task(outputs: Tensor, target: object) -> str | None:
         if sums_to_one or len(shapes[0]) > 2 or not (is_label or bool((known == 0).any() and (known == 1).any())):
             return None  # one of several classes, maps, or numbers that happen to be equal
         if bool(((values >= 0) & (values <= 1)).all()):
-            return None  # probabilities, perhaps, in place of logits
+            return None  # outputs may be probabilities rather than logits
         return "multilabel" if per_input else "binary"
     if not target.is_floating_point() or (sums_to_one and bool((known >= 0).all())):
         return None
@@ -60,17 +60,17 @@ def inferred_task(outputs: Tensor, target: object) -> str | None:
 
 
 class InferredTask:
-    """What the batches of a model show of its task, if nobody said it: the task, and whatever contradicts it.
+    """The task that a model's batches imply, if none was given, and any contradiction.
 
-    The first batch that shows a task, or fits the default, decides. Every later batch must agree with it.
+    The first batch that implies a task, or matches the default, decides. Every later batch must agree with it.
 
     Args:
-        name: The name of a task that is known already, from a checkpoint.
-        doubt: What is known to contradict it.
+        name: The name of a task already known from a checkpoint.
+        doubt: A known contradiction.
 
     Attributes:
-        name: The name in :data:`INFERABLE` of the task that a batch showed; None stands for the default, one label per input.
-        doubt: Why the batches do not belong to the task; None without such a reason.
+        name: The name in :data:`INFERABLE` of the task that a batch implied; None is the default, one label per input.
+        doubt: The reason why the batches contradict the task, or None.
         is_open: Whether the next batch may still decide.
     """
 
@@ -78,28 +78,30 @@ class InferredTask:
         self.name = name
         self.doubt = doubt
         self.is_open = name is None
-        self._deviations: dict[str | None, Tensor] = {}  # the largest of the noted targets, from each kind of labels
+        self._deviations: dict[
+            str | None, Tensor
+        ] = {}  # the largest deviation of noted targets from each kind of labels
 
     @property
     def task(self) -> Task:
-        """What the outputs mean."""
+        """The meaning of the outputs."""
         return Classification() if self.name is None else INFERABLE[self.name]
 
     @property
     def contradiction(self) -> str | None:
-        """The doubt of a task that a batch has decided; without such a batch, another may still decide."""
+        """The doubt about a decided task; None while a later batch may still decide."""
         return None if self.is_open else self.doubt
 
     def look(
         self, model: nn.Module, outputs: Callable[[], Tensor | None], target: object, *, doubts_default: bool = False
     ) -> bool:
-        """Look at a batch: whether it shows another task than the default. Contradictions become the ``doubt``.
+        """Check whether a batch implies another task than the default. A contradiction becomes the ``doubt``.
 
         Args:
             model: The model, which a report names.
-            outputs: Gives the outputs [Z, B, ...] of the batch, or None if it has none; called while no batch has decided.
+            outputs: Returns the outputs [Z, B, ...] of the batch, or None if it has none. It is called until a batch has decided.
             target: Its targets [B, ...].
-            doubts_default: Whether a batch that neither shows a task nor fits the default raises a doubt. Another may still decide.
+            doubts_default: Whether a batch that neither implies a task nor matches the default is a contradiction. A later batch may still decide.
         """
         if not isinstance(target, Tensor):
             return False
@@ -120,7 +122,7 @@ class InferredTask:
         return self.name is not None
 
     def note(self, target: Tensor) -> None:
-        """Take note of the targets of a batch, without waiting for a GPU."""
+        """Record the targets of a batch, without waiting for the GPU."""
         for name in (None, "binary"):
             found = _deviation(name, target)
             if found is not None:
@@ -128,35 +130,35 @@ class InferredTask:
                 self._deviations[name] = torch.where(found.abs() > before.abs(), found, before)
 
     def review(self, model: nn.Module) -> None:
-        """Doubt a task that the noted targets contradict."""
+        """Check the task against the noted targets."""
         if self.is_open:
             return
         kind = None if self.name is None else "binary"
-        found = None if self.name == "mean" else self._deviations.get(kind)  # numbers may be any
+        found = None if self.name == "mean" else self._deviations.get(kind)  # a regression accepts any numbers
         value = 0.0 if found is None else float(found)
         self._deviations = {}
         if value and self.doubt is None:
             came = f"rows that sum to {1 + value:g}" if self.name is None else f"the target {value:g}"
             other = "Multilabel()" if self.name is None else "Regression(head='mean')"
             self.doubt = (
-                f"{self._reading(model)} so far, but a later batch holds {came}. Pass argument `task`: `task={other}`, for example, or "
-                f"`task={describe(self.task)}` if it is right."
+                f"{self._reading(model)} so far, but a later batch holds {came}. Pass argument `task`, for example `task={other}`, or "
+                f"`task={describe(self.task)}` if that is right."
             )
 
     def agree(self, model: nn.Module, trainer: Trainer) -> bool:
-        """Share what the batches of all ranks showed; whether this rank now has another task. A collective.
+        """Share the findings of all ranks, and return whether this rank now has another task. A collective.
 
-        Ranks whose batches show different tasks are in doubt, and so are all ranks if one of them is.
+        Ranks with different tasks are in doubt, and if one rank is in doubt, all are.
         """
         before = self.name
         decided = [name for name, is_open in gather_objects((self.name, self.is_open), trainer) if not is_open]
         if decided:
-            self.doubt = None if self.is_open else self.doubt  # what no batch of this rank decided, others did
+            self.doubt = None if self.is_open else self.doubt  # if no batch of this rank decided, those of others did
             self.name, self.is_open = decided[0], False
             self.review(model)
         if len(set(decided)) > 1:
             tasks = " and ".join(sorted({describe(INFERABLE[name] if name else Classification()) for name in decided}))
-            self.doubt = f"The batches of the ranks show different tasks of {type(model).__name__}: {tasks}. Pass argument `task`."
+            self.doubt = f"The ranks infer different tasks of {type(model).__name__} from their batches: {tasks}. Pass argument `task`."
         (self.doubt,) = first_of_ranks([self.doubt], trainer)
         return self.name != before
 
@@ -169,7 +171,7 @@ class InferredTask:
 
 
 def _misfit(outputs: Tensor, target: Tensor) -> str | None:
-    """Why outputs [Z, B, ...] and targets do not belong to the default task, or None."""
+    """The reason why outputs [Z, B, ...] and targets do not belong to the default task, or None."""
     try:
         Classification().check_output(outputs)
         Classification().check_target(target, outputs)
@@ -179,7 +181,7 @@ def _misfit(outputs: Tensor, target: Tensor) -> str | None:
 
 
 def _deviation(name: str | None, target: Tensor) -> Tensor | None:
-    """The number in a target that contradicts a task most, 0 if none does; of classes, how far a row's sum is from one."""
+    """The target's largest deviation from a task, 0 if it agrees. For classes, it is the deviation of a row's sum from one."""
     if name == "mean" or not target.numel() or target.is_complex():
         return None
     if name is not None:
@@ -190,4 +192,4 @@ def _deviation(name: str | None, target: Tensor) -> Tensor | None:
         values = torch.where((values.abs() < 1e-2) | values.isnan(), 0.0, values)
     else:
         return None
-    return values.index_select(0, values.abs().argmax().reshape(1)).squeeze(0)  # indexing would wait for a GPU
+    return values.index_select(0, values.abs().argmax().reshape(1)).squeeze(0)  # indexing would wait for the GPU

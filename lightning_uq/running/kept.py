@@ -1,4 +1,4 @@
-"""A module as it was: its tensors' values, and the attributes that a hook has changed."""
+"""Restores the tensors and the attributes of a module after a hook."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def tensors_put_back(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """After the context, parameters and buffers have the values that they had before.
+    """A context after which parameters and buffers have their earlier values again.
 
     Example:
         >>> network = nn.Linear(1, 1)
@@ -32,10 +32,10 @@ def tensors_put_back(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def run_revocably(module: nn.Module, hook: Callable[[], None]) -> Callable[[], None]:
-    """Run a hook of a module, and give back a function that takes its changes of the module's attributes back.
+    """Run a hook of a module, and return a function that undoes its changes of the module's attributes.
 
-    Attributes of submodules count, and the entries of lists, dictionaries and sets; what lies deeper does not. The changes of a
-    hook that raises are taken back at once.
+    It covers the attributes of submodules and the entries of lists, dictionaries and sets, but nothing deeper. If a hook
+    raises, its changes are undone at once.
 
     Example:
         >>> network = nn.Linear(1, 1)
@@ -61,18 +61,18 @@ def run_revocably(module: nn.Module, hook: Callable[[], None]) -> Callable[[], N
 
 
 class _Attributes:
-    """The attributes of a module at one time: each value, and the entries of a container."""
+    """The attributes of a module at one time, and the entries of those that are containers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.now = vars(module)
         self.held = {name: (value, _entries(value)) for name, value in self.now.items()}
 
     def changed(self) -> list[str]:
-        """The names of attributes that are other objects than they were, or containers of other objects."""
+        """The names of attributes that are now other objects, or containers of other objects."""
         return [name for name in {**self.held, **self.now} if self._differs(name)]
 
     def put_back(self, names: list[str]) -> None:
-        """Give these attributes the values that they had."""
+        """Restore the earlier values of these attributes."""
         for name in names:
             if name not in self.held:
                 self.now.pop(name, None)

@@ -1,4 +1,4 @@
-"""A user's data loader read exactly: every row once, in order, shared out over the ranks without padding."""
+"""Reads a user's data loader exactly: every row once, in order, divided among the ranks without padding."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -25,7 +25,7 @@ from lightning_uq.errors import InputError
 
 
 def check_loader(loader: Any, name: str) -> None:
-    """Refuse what is no data loader, and what can be read only once.
+    """Reject an object that is not a data loader, or that can be read only once.
 
     Raises:
         InputError: ``loader`` is neither a DataLoader nor a re-iterable of batches; the message begins with ``name``.
@@ -45,21 +45,21 @@ def check_loader(loader: Any, name: str) -> None:
 def exact_loader(
     loader: Any, trainer: Trainer | None = None, *, name: str = "loader", limit: int | float | None = None
 ) -> Iterable[Any]:
-    """The loader's batches with ``drop_last`` off, un-shuffled, un-padded; rank r of R gets rows r, r + R, r + 2R, ...
+    """The loader's batches without ``drop_last``, shuffling and padding; rank r of R gets rows r, r + R, r + 2R, ...
 
-    Shuffling and distributed samplers become sequential; any other sampler keeps its own rows (a subset stays that
-    subset), and a batch sampler of the user's keeps its batches, which are then what is shared out. A list of batches is
-    shared out batch by batch. An iterable data set, or a DataLoader with an iteration of its own, is read as it is on every
-    rank, with a warning where there are several: only its owner can shard it.
+    Shuffling and distributed samplers become sequential. Any other sampler keeps its own rows, such as a subset. A custom
+    batch sampler keeps its batches, which are divided among the ranks. A list of batches is
+    also divided batch by batch. An iterable data set, or a DataLoader with its own iteration, is read unchanged on every
+    rank, with a warning if there are several ranks, because only its author can divide it.
 
     Args:
-        loader: What :func:`check_loader` accepts.
-        trainer: Its ranks share the rows; None for all of them here. A collective with a random sampler.
-        name: What messages call it.
+        loader: A loader that :func:`check_loader` accepts.
+        trainer: Its ranks share the rows; None gives this process all rows. A collective with a random sampler.
+        name: Name of the loader, for messages.
         limit: Maximum number of batches per rank (int), or fraction (float, at least one batch), as in ``limit_test_batches``.
 
     Raises:
-        InputError: See :func:`check_loader`; or a share is asked of a loader without a length.
+        InputError: See :func:`check_loader`; also for a fractional limit on a loader without a length.
     """
     check_loader(loader, name)
     rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
@@ -69,8 +69,8 @@ def exact_loader(
     if not _can_be_rebuilt(loader):
         if world > 1:
             rank_zero_warn(
-                f"Each of the {world} ranks reads {name} as it is ({type(loader).__name__} over an iterable data set, or "
-                "with its own iteration), so rows that it does not shard by rank are counted more than once."
+                f"Each of the {world} ranks reads {name} unchanged ({type(loader).__name__} over an iterable data set, or "
+                "with its own iteration), so rows that it does not divide by rank count several times."
             )
         return _First(loader, limit, name)
     kwargs = {
@@ -82,7 +82,7 @@ def exact_loader(
         "multiprocessing_context": loader.multiprocessing_context,
         "prefetch_factor": loader.prefetch_factor,
     }
-    # The user's generator is not passed on: iterating would advance it.
+    # Without the user's generator, which iterating would advance.
     batch_sampler = loader.batch_sampler
     own = batch_sampler is not None and type(batch_sampler) is not BatchSampler
     items = (
@@ -108,7 +108,7 @@ def training_loader(trainer: Trainer) -> Any:
 
 
 def fit_dataloader_of(data: Any) -> Callable[[], Any] | None:
-    """A data module's ``uq_fit_dataloader``, which gives the data for what is fitted after training; None without one."""
+    """A data module's ``uq_fit_dataloader``, which returns the data for fits after training; None without one."""
     provider: Callable[[], Any] | None = getattr(data, "uq_fit_dataloader", None)
     return provider
 
@@ -122,7 +122,7 @@ def num_training_samples(trainer: Trainer) -> int:
     try:
         return len(training_loader(trainer).dataset)
     except (AttributeError, TypeError) as error:
-        raise InputError(f"The training data has no length ({error}). Pass `num_train`.") from error
+        raise InputError(f"The training data have no length ({error}). Pass `num_train`.") from error
 
 
 def validation_loaders(trainer: Trainer) -> list[Any]:
@@ -135,7 +135,7 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
 
 
 def reads_same_data(one: Any, other: Any) -> bool:
-    """Whether two loaders are one, or read the very same data set, but for samplers of indices of which none is in both."""
+    """Whether two loaders are the same, or read the same data set, unless their samplers have disjoint lists of indices."""
     data = getattr(one, "dataset", one)
     if one is other or data is None or data is not getattr(other, "dataset", None):
         return one is other
@@ -144,12 +144,12 @@ def reads_same_data(one: Any, other: Any) -> bool:
 
 
 def loader_list(loaders: Any) -> list[Any]:
-    """What a Trainer has as ``val_dataloaders``, ``test_dataloaders`` or ``predict_dataloaders``, as a list."""
+    """A Trainer's ``val_dataloaders``, ``test_dataloaders`` or ``predict_dataloaders`` as a list."""
     return [loader for loader in tree_leaves(loaders) if loader is not None]
 
 
 def can_be_reread(loader: Any) -> bool:
-    """Whether reading from a loader takes nothing away from who reads it next."""
+    """Whether reading a loader leaves it unchanged for the next reader."""
     return isinstance(loader, Sequence) or _can_be_rebuilt(loader)
 
 
@@ -163,7 +163,7 @@ def _can_be_rebuilt(loader: Any) -> bool:
 
 
 def _indices(loader: Any) -> set[int] | None:
-    """The rows of a loader whose sampler has a list of them."""
+    """The rows of a loader whose sampler has a list of indices, or None."""
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         sampler = users_sampler(sampler)
@@ -171,7 +171,7 @@ def _indices(loader: Any) -> set[int] | None:
 
 
 def _rows_of(sampler: Any) -> Sequence[Any]:
-    """The rows that a sampler gives, in order, un-padded."""
+    """The rows of a sampler, in order and without padding."""
     if isinstance(sampler, DistributedSampler):
         users = users_sampler(sampler)
         if users is not None:
@@ -187,7 +187,7 @@ def _rows_of(sampler: Any) -> Sequence[Any]:
 
 
 def _batches_of(batch_sampler: Any) -> list[Any]:
-    """The batches of a user's batch sampler, with none dropped, over un-padded rows where it draws on a sampler."""
+    """All batches of a custom batch sampler. If it uses a sampler, its rows have no padding."""
     batch_sampler = copy(batch_sampler)
     if hasattr(batch_sampler, "drop_last"):
         batch_sampler.drop_last = False
@@ -197,7 +197,7 @@ def _batches_of(batch_sampler: Any) -> list[Any]:
 
 
 def _drawn(sampler: Any) -> list[Any]:
-    """One pass over a sampler that leaves its generator where it was."""
+    """One pass over a sampler that does not advance its generator."""
     generator = getattr(sampler, "generator", None)
     if generator is None:
         return list(sampler)
@@ -215,7 +215,7 @@ def _count(length: int, limit: int | float | None) -> int:
 
 
 class _First:
-    """The first batches of a loader that is read as it is."""
+    """The first batches of a loader that is read unchanged."""
 
     def __init__(self, loader: Iterable[Any], limit: int | float | None, name: str) -> None:
         self.loader = loader

@@ -1,4 +1,4 @@
-"""A checkpoint in a LightningModule, as Lightning itself would load it."""
+"""Loads a checkpoint into a LightningModule like Lightning does."""
 
 import copy
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from lightning_uq.networks.compiled import take_compiled_names
 
 
 def load_as_lightning(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Load a checkpoint as ``load_from_checkpoint`` does: ``configure_model``, ``on_load_checkpoint``, then the weights.
+    """Load a checkpoint like ``load_from_checkpoint``: ``configure_model``, ``on_load_checkpoint``, then the weights.
 
-    The module's ``strict_loading`` holds. Parts of the module may be compiled, where those in the checkpoint were not, and the
-    other way around.
+    The module's ``strict_loading`` is respected. Parts of the module may be compiled although those of the checkpoint were not, and
+    vice versa.
 
     Args:
         module: The module, which takes the weights.
-        checkpoint: The checkpoint, which stays as it is but for what the module's hook changes below its first level.
+        checkpoint: The checkpoint. It does not change, except for the module's hook below its first level.
 
     Raises:
-        RuntimeError: The weights do not fit.
+        RuntimeError: The weights do not match the module.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Marks of samples: hashes of their values, by which two readings of data are compared."""
+"""Marks of samples: hashes of their values, for comparing two readings of data."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,14 +23,14 @@ class Marker:
         self._digest = hashlib.sha256()
 
     def add(self, value: Any) -> None:
-        """Add a batch, or another nest of tensors, arrays, numbers, texts and bytes. Objects of other kinds are passed over."""
+        """Add a batch, or another nested structure of tensors, arrays, numbers, strings and bytes. Other objects are skipped."""
         for array in _arrays(value):
             self._digest.update(f"{array.dtype} {array.shape}".encode())
             self._digest.update(np.ascontiguousarray(array).tobytes())
 
     @property
     def mark(self) -> str:
-        """The mark of all that was added."""
+        """The mark of all added values."""
         return self._digest.hexdigest()
 
 

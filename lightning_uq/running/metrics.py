@@ -25,8 +25,8 @@ def update_all(
         task: The task.
         prediction: The prediction of the batch.
         target: Its target, checked.
-        index: The samples' positions in the data set, where they are known.
-        per_sample: Whether the metrics see whole maps rather than their positions.
+        index: The samples' positions in the data set, if known.
+        per_sample: Whether the metrics get whole maps rather than their positions.
     """
     prediction, target = (task.sample_rows if per_sample else task.rows)(prediction, target)
     if not len(target):
@@ -34,7 +34,7 @@ def update_all(
     is_soft = task.has_classes and target.is_floating_point()
     for metric in metrics.values():
         if is_soft and not getattr(metric, "takes_soft_targets", False):
-            # Not defined for probabilities as targets: without a row the metric is NaN.
+            # Undefined for targets that are probabilities: a metric without rows is NaN.
             _update(metric, prediction[:0], target[:0].argmax(1), None if index is None else index[:0])
         else:
             _update(metric, prediction, target, index)

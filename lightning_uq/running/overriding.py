@@ -1,4 +1,4 @@
-"""Hooks that a subclass overrides: those in which this package does something need a call of ``super()``."""
+"""Checks that a subclass calls ``super()`` in overridden hooks in which this package does something."""
 
 import inspect
 
@@ -8,21 +8,21 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def check_hooks(kind: type) -> None:
-    """Raise an :class:`InputError` if a class overrides a hook of this package without a call of ``super()``.
+    """Raise an :class:`InputError` if a class overrides a hook of this package without calling ``super()``.
 
-    Lightning's own hooks are empty, so nobody misses that call. Here the
-    override would silently leave out metrics, checks, fits or random states.
+    Lightning's own hooks are empty, so this call is easily forgotten. Here, the
+    override would silently skip metrics, checks, fits or random states.
     """
     for name in dir(kind):
         is_hook = name.startswith("on_") or name in ("setup", "teardown", "state_dict", "load_state_dict")
-        if is_hook and not _is_lightnings(kind, name) and not reaches_package(kind, name):
+        if is_hook and not _is_inherited(kind, name) and not reaches_package(kind, name):
             raise InputError(
-                f"{kind.__name__}.{name} must call `super().{name}(...)`: this package does a part of its work in that hook."
+                f"{kind.__name__}.{name} must call `super().{name}(...)`, because this package does part of its work in that hook."
             )
 
 
 def reaches_package(kind: type, name: str) -> bool:
-    """Whether a method of this package runs when ``name`` is called: no subclass replaces it without a call of ``super()``."""
+    """Whether a method of this package runs when ``name`` is called, because no subclass replaces it without calling ``super()``."""
     for base in kind.__mro__:
         method = vars(base).get(name)
         if method is None:
@@ -31,14 +31,14 @@ def reaches_package(kind: type, name: str) -> bool:
             return True
         code = getattr(inspect.unwrap(method), "__code__", None)
         if code is None or (name in code.co_names and "__class__" not in code.co_freevars):
-            return True  # it names a base's hook, as in `EnsembleModule.setup(self, stage)`, or cannot be read
-        if "__class__" not in code.co_freevars:  # where `super` is used
+            return True  # names a base's hook, as in `EnsembleModule.setup(self, stage)`, or cannot be inspected
+        if "__class__" not in code.co_freevars:  # present if `super` is used
             return False
     return False
 
 
-def _is_lightnings(kind: type, name: str) -> bool:
-    """Whether this package does nothing in a hook."""
+def _is_inherited(kind: type, name: str) -> bool:
+    """Whether the hook is Lightning's, because this package does nothing in it."""
     return not any(name in vars(base) for base in kind.__mro__ if _is_ours(base))
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of a training tell each other: their rows, and their errors."""
+"""Communication between the ranks of a training: their rows and their errors."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ _T = TypeVar("_T")
 
 
 class Ranks(Protocol):
-    """Whatever knows how many processes run side by side: a Trainer, or :class:`ProcessGroup`."""
+    """An object that knows the number of parallel processes: a Trainer, or :class:`ProcessGroup`."""
 
     @property
     def world_size(self) -> int:
-        """Their number."""
+        """The number of processes."""
 
 
 class ProcessGroup:
-    """The processes that ``torch.distributed`` has joined, where there is no Trainer; without such a group this process alone.
+    """The processes of ``torch.distributed`` without a Trainer, or only this process if it is not initialized.
 
     Example:
         >>> ProcessGroup().rank, ProcessGroup().world_size
@@ -32,7 +32,7 @@ class ProcessGroup:
 
     @property
     def rank(self) -> int:
-        """The number of this process."""
+        """The rank of this process."""
         return torch.distributed.get_rank() if self._is_joined() else 0
 
     @property
@@ -46,7 +46,7 @@ class ProcessGroup:
 
 
 def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
-    """Rows of all ranks, interleaved: rank 0's first, rank 1's first, ..., as :func:`exact_loader` shares them. A collective."""
+    """Rows of all ranks, interleaved: rank 0's first row, rank 1's first row, ..., the order of :func:`exact_loader`. A collective."""
     if trainer is None or trainer.world_size == 1:
         return rows
     parts = gather_all_tensors(rows)
@@ -55,7 +55,7 @@ def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
 
 
 def gather_objects(own: _T, trainer: Ranks | None = None) -> list[_T]:
-    """One picklable object of each rank, in the order of the ranks. A collective."""
+    """One picklable object per rank, in the order of the ranks. A collective."""
     if trainer is None or trainer.world_size == 1:
         return [own]
     of_ranks: list[_T] = [own] * trainer.world_size
@@ -64,14 +64,14 @@ def gather_objects(own: _T, trainer: Ranks | None = None) -> list[_T]:
 
 
 def sum_of_ranks(tensor: Tensor, trainer: Trainer) -> Tensor:
-    """The sum of all ranks' tensors of one shape, on the tensor's own device. A collective."""
+    """The sum of all ranks' tensors, which have the same shape, on the tensor's device. A collective."""
     moved = tensor.to(trainer.strategy.root_device)
     torch.distributed.all_reduce(moved)
     return moved.to(tensor.device)
 
 
 def first_of_ranks(own: Sequence[_T | None], trainer: Ranks | None = None) -> list[_T | None]:
-    """Each entry as the first rank has it that has one at all, in lists of one length. A collective."""
+    """For each entry, the value of the first rank that has one, in lists of equal length. A collective."""
     return [
         next((one for one in of_ranks if one is not None), None)
         for of_ranks in zip(*gather_objects(own, trainer), strict=True)
@@ -80,7 +80,7 @@ def first_of_ranks(own: Sequence[_T | None], trainer: Ranks | None = None) -> li
 
 @contextmanager
 def raising_on_all_ranks(trainer: Ranks | None = None) -> Iterator[None]:
-    """Raise an error of the body on all ranks, with the same text, if any rank has one. The body must hold no collective."""
+    """If any rank raises in the body, raise the error with the same text on all ranks. The body must not contain a collective."""
     error = None
     try:
         yield

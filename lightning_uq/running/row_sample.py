@@ -1,4 +1,4 @@
-"""A random sample of rows that fits into memory, the same in any batches and on any number of ranks."""
+"""A random sample of rows that fits into memory and does not depend on the batches and the number of ranks."""
 
 from typing import NamedTuple
 
@@ -14,22 +14,22 @@ from lightning_uq.running.ranks import first_of_ranks, gather_rows
 from lightning_uq.tasks import Task
 
 MAX_ROWS = 2**20
-"""Rows that a calibration reads by default. The standard error of a temperature at a million rows is a thousandth."""
+"""Default number of rows for a calibration. With a million rows, the standard error of a temperature is about 0.001."""
 
 _SEED = chain(0)
 
 
 class RowSample:
-    """At most ``max_rows`` rows, each of one or several tensors, as its logits and its label, in order of arrival.
+    """At most ``max_rows`` rows, each of one or several tensors, such as its logits and its label, in order of arrival.
 
-    Every row has a key, a hash of its sample's number and of its position in the sample; the rows with the smallest keys are
-    kept. So a row is kept or not whatever the batches and the ranks are, and up to ``max_rows`` rows are kept one and all.
+    Every row has a key, a hash of its sample's number and its position in the sample. The rows with the smallest keys are
+    kept, so the sample does not depend on batches or ranks. Up to ``max_rows`` rows, all are kept.
 
     Args:
         max_rows: The largest number of rows; None keeps all.
 
     Raises:
-        InputError: ``max_rows`` is no integer of at least 1.
+        InputError: ``max_rows`` is not an integer of at least 1.
 
     Example:
         >>> sample = RowSample(max_rows=2)
@@ -50,30 +50,30 @@ class RowSample:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row was added yet."""
+        """Whether no row was added."""
         return not self._parts
 
     def choose(self, keys: Tensor) -> Tensor | slice:
-        """Which rows of a batch, with keys [N] on the CPU, may be among those that are kept: the others need no more work."""
+        """The rows of a batch, with keys [N] on the CPU, that may be kept. The others need no further work."""
         self.num_seen += len(keys)
         largest = self._largest([*(part.keys for part in self._parts), keys])
         return slice(None) if largest is None else (keys <= largest).nonzero().squeeze(1)
 
     def add(self, keys: Tensor, *rows: Tensor) -> None:
-        """Keep the rows of a batch that :meth:`choose` chose: their keys [N] on the CPU, and tensors [N, ...]."""
+        """Keep the rows of a batch that :meth:`choose` selected: their keys [N] on the CPU, and tensors [N, ...]."""
         self._parts.append(_Part(keys, rows))
         if self.max_rows is not None and sum(len(part.keys) for part in self._parts) > 2 * self.max_rows:
             self._forget(self._largest([part.keys for part in self._parts]))
 
     def gather(self, trainer: Trainer | None, who: str) -> tuple[Tensor, ...]:
-        """The tensors [N, ...] of all ranks; a rank without rows learns their kind from the others. A collective.
+        """The tensors [N, ...] of all ranks; a rank without rows gets their kind from the others. A collective.
 
         Args:
-            trainer: Its ranks are gathered; None for this process alone.
-            who: Whose data they are, for the line that tells of a sample.
+            trainer: Its ranks are gathered; None for only this process.
+            who: The owner of the data, for the message about a sample.
 
         Returns:
-            As many tensors as were added, or none if no rank has added any.
+            One tensor per added tensor, or none if no rank added any.
         """
         device = None if trainer is None or trainer.world_size == 1 else trainer.strategy.root_device
         self._forget(self._largest([part.keys for part in self._parts]))
@@ -93,13 +93,13 @@ class RowSample:
         return tuple(gather_rows(rows, trainer) for rows in moved)
 
     def _largest(self, keys: list[Tensor]) -> Tensor | None:
-        """The largest of these keys that is kept; None if all of them are."""
+        """The largest of these keys that is kept; None if all are."""
         if self.max_rows is None or sum(map(len, keys)) <= self.max_rows:
             return None
         return torch.kthvalue(torch.cat(keys), self.max_rows).values
 
     def _forget(self, largest: Tensor | None) -> None:
-        """Forget the rows with larger keys."""
+        """Drop the rows with larger keys."""
         if largest is not None:
             self._parts = [part.up_to(largest) for part in self._parts]
 
@@ -111,18 +111,18 @@ class _Part(NamedTuple):
     rows: tuple[Tensor, ...]
 
     def up_to(self, largest: Tensor) -> "_Part":
-        """The rows whose keys are not larger."""
+        """The rows whose keys are at most ``largest``."""
         kept = (self.keys <= largest).nonzero().squeeze(1)
         return _Part(self.keys[kept], tuple(rows[kept.to(rows.device)] for rows in self.rows))
 
 
 def row_keys(samples: Tensor, positions: Tensor | int = 0) -> Tensor:
-    """The key [N] of each row, on the CPU: a hash of its sample's number and of its position inside it."""
+    """The key [N] of each row, on the CPU: a hash of its sample's number and its position in the sample."""
     return mix(chain_last(_SEED, samples) + positions * signed(GOLDEN)).cpu()
 
 
 def keys_of(task: Task, target: Tensor, samples: Tensor) -> Tensor:
-    """The keys of the rows that ``task.rows`` makes of the targets [B, ...] of samples with these numbers [B]."""
+    """The keys of the rows that ``task.rows`` makes from the targets [B, ...] of samples with these numbers [B]."""
     samples = samples.to(target.device)
     positions = task.row_positions(target)
     if positions is None:
@@ -132,7 +132,7 @@ def keys_of(task: Task, target: Tensor, samples: Tensor) -> Tensor:
 
 
 def keys_of_positions(task: Task, target: Tensor, samples: Tensor, num_rows: int) -> Tensor:
-    """:func:`keys_of` for a task with positions, of which there are ``num_rows`` in all, where all of them count, too."""
+    """Like :func:`keys_of`, for a task with ``num_rows`` positions in total, also if all of them count."""
     if task.row_positions(target) is not None:
         return keys_of(task, target, samples)
     positions, per_sample = torch.arange(num_rows), max(1, num_rows // max(1, len(samples)))

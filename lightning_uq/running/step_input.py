@@ -1,4 +1,4 @@
-"""Whether a module's own steps give its ``forward`` the input that is read here from their batches."""
+"""Checks whether a module's own steps call its ``forward`` with the input that is read from their batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,14 @@ from lightning_uq.guessing import report_guess
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 
 _STEPS = 5
-"""Steps that are watched for a call of ``self(...)``: those of a sanity check may leave it out."""
+"""The number of steps to watch for a call of ``self(...)``, since those of a sanity check may not have one."""
 
 
 class StepInput:
-    """Watches one step of a module that is not ours, and warns if it calls ``forward`` with other numbers than are read.
+    """Watches one step of a foreign module, and warns if it calls ``forward`` with an input other than the one that is read.
 
-    A step that scales its input, such as ``self((x - 3) / 10)``, trains a network for that input; what is fitted or scored on ``x``
-    would belong to no prediction of the user's. A step that does not call ``self(...)`` tells nothing.
+    A step that scales its input, such as ``self((x - 3) / 10)``, trains a network for scaled inputs. A fit or a score on ``x``
+    would not match the user's predictions. A step that does not call ``self(...)`` shows nothing.
 
     Example:
         >>> watch, x = StepInput(), torch.ones(2, 1)
@@ -39,46 +39,46 @@ class StepInput:
         self._matches: list[bool] = []
 
     def start(self, model: nn.Module, x: Any, target: Any) -> None:
-        """Before a step: what is read of its batch. Nothing is done once a step has told, or none of the first ones."""
+        """Start watching a step, with the input and target read from its batch. Does nothing after a conclusive step, or after the first steps."""
         self.drop()
-        if not self._left or is_compiled(model):  # a compiled step would hold the hook
+        if not self._left or is_compiled(model):  # a compiled step would keep the hook
             return
         self._read, self._target = [t.clone() for t in _tensors(x)], _tensors(target)
         if self._read:
             self._hook = model.register_forward_pre_hook(self._compare, with_kwargs=True)
 
     def start_reading(self, model: nn.Module, batch: Any, reader: LogitReader) -> None:
-        """Before a step: watch it, if a reader reads the input alone of a module that is not ours."""
+        """Start watching a step if a reader reads the input of a foreign module directly."""
         if reader.predict_fn is None and not is_uncertainty_module(model):
             try:
                 x, target = reader.unpack(model, batch)
-            except InputError:  # whoever has to read such a batch says so
+            except InputError:  # a later reader of the batch raises the error
                 return
             self.start(model, x, target)
 
     def end(self, model: nn.Module, step: str) -> None:
-        """After the step, named ``step``."""
+        """Compare after the step, named ``step``."""
         matches, watched = self._matches, self._hook is not None
         self.drop()
         self._left = 0 if matches else self._left - watched
         if matches and not any(matches):
             name = type(model).__name__
             report_guess(
-                f"The `{step}` of {name} gives its `forward` another input than the one that is read from the batch, so what is fitted or "
-                f"scored belongs to another input than {name} is used with. Pass `unpack_batch`, a function that returns that input "
+                f"The `{step}` of {name} calls its `forward` with an input other than the one read from the batch, so fits and "
+                f"scores use another input than {name} does. Pass `unpack_batch`, a function that returns that input "
                 "and the target.",
                 model,
                 is_doubtful=True,
             )
 
     def drop(self) -> None:
-        """Watch no more, as after an error in the step."""
+        """Stop watching, for instance after an error in the step."""
         if self._hook is not None:
             self._hook.remove()
         self._hook, self._read, self._target, self._matches = None, [], [], []
 
     def _compare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(args) > 1 and isinstance(args[1], int):  # a strategy calls the step itself through `forward`
+        if len(args) > 1 and isinstance(args[1], int):  # a strategy calls the step through `forward`
             return
         given = _tensors([args, kwargs])
         rest = [t for t in given if not _has(self._read, t)]
@@ -86,7 +86,7 @@ class StepInput:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors of an input; those inside of an object, such as a graph, are not seen."""
+    """The tensors of an input; those inside an object, such as a graph, are not found."""
     plain = torch.utils._pytree.tree_map(lambda leaf: dict(leaf) if isinstance(leaf, Mapping) else leaf, tree)
     return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
 

@@ -1,4 +1,4 @@
-"""Random streams of their own, and the process' random state as plain data."""
+"""Independent random streams, and the random state of the process as plain data."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 
 class RandomStream:
-    """A member's own random numbers (torch, numpy, Python): what it draws depends on its seed and its own draws alone.
+    """A member's own random numbers (torch, numpy, Python), which depend only on its seed and its own draws.
 
     Args:
         seed: Seed of the stream.
@@ -32,11 +32,11 @@ class RandomStream:
 
     @contextmanager
     def active(self, device: torch.device | None = None, *, advance: bool = True) -> Iterator[None]:
-        """Inside, the global generators are this stream's; afterwards they are as they were before.
+        """A context in which the global generators are this stream's; they are restored afterwards.
 
         Args:
-            device: A CUDA device whose generator takes part.
-            advance: Whether the stream goes on from here next time; else it forgets what was drawn inside.
+            device: A CUDA device whose generator is included.
+            advance: Whether the draws inside advance the stream; if not, they are forgotten.
         """
         outside = random_state(device)
         if self.state is None:
@@ -63,7 +63,7 @@ def random_state(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Put back what :func:`random_state` gave."""
+    """Restore the result of :func:`random_state`."""
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
@@ -72,7 +72,7 @@ def set_random_state(state: dict[str, Any], device: torch.device | None = None) 
 
 
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A random state of tensors, tuples and numbers, as ``torch.load(weights_only=True)`` reads it."""
+    """A random state as tensors, tuples and numbers, for ``torch.load(weights_only=True)``."""
     kind, keys, *rest = state["numpy"]
     return {**state, "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), *(float(value) for value in rest))}
 
@@ -81,14 +81,14 @@ def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`to_plain`."""
     kind, keys, position, has_gauss, gauss = state["numpy"]
     numpy = (kind, keys.cpu().numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
-    # A checkpoint may have been loaded onto a device, where no generator takes its state from.
+    # Generators take their state from the CPU only, but a checkpoint may be loaded on a device.
     return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in state.items()} | {
         "numpy": numpy
     }
 
 
 def _seed_all(seed: int, device: torch.device | None) -> None:
-    # `torch.manual_seed` would also reach for CUDA, which no process may touch before it forks.
+    # `torch.manual_seed` would also initialize CUDA, which must not happen before a fork.
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)

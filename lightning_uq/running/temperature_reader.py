@@ -1,4 +1,4 @@
-"""Reads the sums that a temperature is fitted to, and keeps no rows."""
+"""Reads the sums that determine a temperature, without keeping rows."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from lightning_uq.running.classes import CalibrationReader
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import sum_of_ranks
 
-_ENOUGH = 2**17  # logits: what a cache holds
+_ENOUGH = 2**17  # number of logits that fit into a cache
 
 
 class TemperatureReader(CalibrationReader):
-    """Adds up what batches contribute to a temperature of the mean probabilities, see :func:`temperature_sums`.
+    """Adds up the contributions of batches to a temperature of the mean probabilities, see :func:`temperature_sums`.
 
     Args:
-        reader: How the model is called.
-        who: The callback that calibrates, for messages.
-        where: What the batches belong to, the beginning of messages.
+        reader: Reader of the model's outputs.
+        who: Name of the calibrating callback, for messages.
+        where: What the batches belong to; it begins messages.
         per_label: Whether each of several labels per input has its own sums.
     """
 
@@ -31,7 +31,7 @@ class TemperatureReader(CalibrationReader):
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def keep(self, keys: Tensor, prediction: Any, labels: Tensor, group: Tensor | None) -> None:
-        """Add the rows of a batch, to the sums once there are enough of them: a sum has some thousand small operations."""
+        """Buffer the rows of a batch, and add them to the sums once there are enough: each update takes some thousand small operations."""
         if not len(labels):
             return
         self._waiting.append((self.logits_of(prediction).squeeze(0), labels, group if self.per_label else None))

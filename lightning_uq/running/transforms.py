@@ -1,4 +1,4 @@
-"""What changes a module's predictions after training: calibrations and densities that are attached to it."""
+"""Changes to a module's predictions after training: the calibrations and densities that are attached to it."""
 
 from abc import ABC
 from collections import OrderedDict
@@ -19,18 +19,18 @@ Change = Callable[[Prediction], Prediction]
 
 
 class PredictionTransform(ABC):
-    """A change of a module's predictions.
+    """A change to a module's predictions.
 
-    It is copied and pickled together with the module, so it holds plain data alone: neither a callback nor a loader.
+    It is copied and pickled together with the module, so it holds only plain data, and neither a callback nor a loader.
 
     Attributes:
-        kind: What it changes. A module carries one transform of a kind: the one that was attached last.
-        of_members: Whether it changes the members, and so the scores that read them.
-        is_last: Whether it reads what the others give, as an interval does, and so acts after them.
-        makes_members: Whether it makes the members from what it observes. It then comes before all others, and the metrics of a
-            validation or a test observe it too.
-        reads_scores: Whether it reads scores that others observe, such as a density's. The metrics of a validation or a test, which observe none
-            of these, leave it out.
+        kind: What it changes. A module carries one transform per kind, the one that was attached last.
+        of_members: Whether it changes the members, and thereby the scores that use them.
+        is_last: Whether it reads the results of the others, like an interval, and so acts after them.
+        makes_members: Whether it makes the members from observations of the forward pass. It then acts before all others, and also in the metrics of a
+            validation or a test.
+        reads_scores: Whether it reads scores that others observe, such as a density's. The metrics of a validation or a test, which observe no
+            scores, skip it.
     """
 
     kind: ClassVar[str]
@@ -45,11 +45,11 @@ class PredictionTransform(ABC):
 
     @contextmanager
     def observing(self, module: nn.Module) -> Iterator[Change]:
-        """A context around one forward pass of ``predict``; the function that it yields then changes the prediction."""
+        """A context for one forward pass of ``predict``; the function that it yields then changes the prediction."""
         yield lambda prediction: prediction
 
     def of_input(self, x: Any) -> "PredictionTransform":
-        """The transform for the prediction of an input, where it depends on it."""
+        """The transform for the prediction of an input, if it depends on it."""
         return self
 
 
@@ -64,8 +64,8 @@ class _Attached:
 class PredictionTransforms:
     """The transforms of one module, in the order in which they were attached.
 
-    Each belongs to the weights that it was fitted on and is never applied to others. They are no part of the module's
-    ``state_dict``, so a checkpoint of the module stays as it is. A copy of the module has copies of them.
+    Each belongs to the weights of its fit and is never applied to others. Transforms are not part of the module's
+    ``state_dict``, so they do not change its checkpoints. A copy of the module has copies of them.
 
     Example:
         >>> import torch
@@ -90,23 +90,23 @@ class PredictionTransforms:
     def attach(
         self, transform: PredictionTransform, owner: str, check: WeightsCheck, path: str | None = None
     ) -> RemovableHandle:
-        """Attach a transform; it takes the place of one of the same kind.
+        """Attach a transform, which replaces one of the same kind.
 
         Args:
-            transform: What to attach.
-            owner: Who fitted it, for errors and :meth:`detach`.
-            check: Tells whether the module has the weights that it was fitted on.
+            transform: The transform to attach.
+            owner: Name of the callback that fitted it, for errors and :meth:`detach`.
+            check: Whether the module has the weights of the fit.
             path: A checkpoint with these weights, if there is one.
 
         Returns:
-            A handle, whose ``remove()`` takes it off again.
+            A handle whose ``remove()`` detaches it.
         """
         others = [
             one.owner for one in self._attached.values() if one.transform.kind == transform.kind and one.owner != owner
         ]
         if others:
             report_guess(
-                f"Predictions carry one {transform.kind}: that of {owner}, which comes after {others[0]} in the Trainer's callbacks.",
+                f"Predictions carry only one {transform.kind}: that of {owner}, which comes after {others[0]} in the Trainer's callbacks.",
                 self,
             )
         self._keep(lambda one: one.transform.kind != transform.kind)
@@ -115,17 +115,17 @@ class PredictionTransforms:
         return handle
 
     def detach(self, owner: str) -> None:
-        """Take off what an owner has attached."""
+        """Detach the transform of an owner."""
         self._keep(lambda one: one.owner != owner)
 
     def note_path(self, owner: str, path: str) -> None:
-        """Take note of a file with the weights that an owner's transform was fitted on; nothing where it has none."""
+        """Note a file with the weights of an owner's transform; does nothing if the owner has none."""
         for key, one in self._attached.items():
             if one.owner == owner:
                 self._attached[key] = replace(one, path=path)
 
     def clear(self) -> None:
-        """Take off all transforms."""
+        """Detach all transforms."""
         self._attached.clear()
 
     def _keep(self, keeps: Callable[[_Attached], bool]) -> None:
@@ -133,10 +133,10 @@ class PredictionTransforms:
             del self._attached[key]
 
     def apply(self, module: nn.Module, prediction: Prediction, *, to_members_only: bool = False) -> Prediction:
-        """The prediction as all transforms change it, or those alone that change the members.
+        """The prediction changed by all transforms, or only by those that change the members.
 
         Raises:
-            NotFittedError: The module has other weights than one of them was fitted on.
+            NotFittedError: A transform was fitted on other weights than the module's.
         """
         ordered = sorted(self._attached.values(), key=lambda one: _place(one.transform))
         used = [one for one in ordered if one.transform.of_members or not to_members_only]
@@ -147,15 +147,15 @@ class PredictionTransforms:
 
     @contextmanager
     def observing(self, module: nn.Module, x: Any, *, for_metrics: bool = False) -> Iterator[Change]:
-        """A context around one forward pass of x; the function that it yields then changes the prediction.
+        """A context for one forward pass of x; the function that it yields then changes the prediction.
 
         Args:
             module: The module.
             x: The input.
-            for_metrics: Whether only metrics read the prediction, so that a transform that merely adds a score needs not observe the pass.
+            for_metrics: Whether only metrics use the prediction. A transform that only adds a score then does not observe the pass.
 
         Raises:
-            NotFittedError: The module has other weights than one of them was fitted on.
+            NotFittedError: A transform was fitted on other weights than the module's.
         """
         used = list(self._attached.values())
         _check(used, module)
@@ -163,15 +163,15 @@ class PredictionTransforms:
             yield change
 
     def before(self, owner: str, module: nn.Module, without: Collection[str] = ()) -> list[PredictionTransform]:
-        """The transforms whose results an owner's transform reads: those before its own, or all if it has none.
+        """The transforms whose results an owner's transform reads: the earlier ones, or all if it has none.
 
         Args:
-            owner: Who fits, or fitted, to these results.
+            owner: Name of the callback that fits to these results.
             module: The module.
-            without: Owners whose transforms are left out.
+            without: Owners whose transforms are excluded.
 
         Raises:
-            NotFittedError: The module has other weights than one of them was fitted on.
+            NotFittedError: A transform was fitted on other weights than the module's.
         """
         ordered = sorted(self._attached.values(), key=lambda one: _place(one.transform))
         own = next((i for i, one in enumerate(ordered) if one.owner == owner), len(ordered))
@@ -184,7 +184,7 @@ class PredictionTransforms:
 def observing_all(
     transforms: Sequence[PredictionTransform], module: nn.Module, x: Any, *, for_metrics: bool = False
 ) -> Iterator[Change]:
-    """A context around a module's forward pass of x; the function that it yields then changes the prediction by all transforms.
+    """A context for a module's forward pass of x; the function that it yields then changes the prediction by all transforms.
 
     Transforms that make the members act first, and those that read the others' results last. See :meth:`PredictionTransforms.observing`.
     """
@@ -203,7 +203,7 @@ def observing_all(
 
 
 def _place(transform: PredictionTransform) -> tuple[bool, bool]:
-    """Where a transform stands among others."""
+    """The position of a transform among others."""
     return not transform.makes_members, transform.is_last
 
 
@@ -221,8 +221,8 @@ def _check(attached: Collection[_Attached], module: nn.Module) -> None:
 
 
 def _other_weights(one: _Attached) -> NotFittedError:
-    weights = "the weights that it was fitted on" + (f" ({one.path})" if one.path else "")
+    weights = "the weights of the fit" + (f" ({one.path})" if one.path else "")
     return NotFittedError(
-        f"{one.owner} was fitted on other weights than this module has. Load {weights}, fit it again, or take it off with "
+        f"{one.owner} was fitted on other weights than this module's. Load {weights}, fit it again, or remove it with "
         f"`module.prediction_transforms.clear()`."
     )

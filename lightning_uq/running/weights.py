@@ -1,4 +1,4 @@
-"""Whether a module still has the weights that something was fitted on."""
+"""Checks whether a module still has the weights of a fit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +11,18 @@ from lightning_uq.networks.fingerprint import persistent_tensors, pieces, same_w
 
 _BLOCK = 1024
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SPREAD = -7046029254386353131  # odd: its multiples spread positions over 64 bits
+_SPREAD = -7046029254386353131  # odd, so that its multiples spread positions over 64 bits
 
 
 @dataclass(frozen=True)
 class WeightsMark:
-    """A mark of a module's weights, cheaper than a fingerprint: an equal mark means that nothing has touched them since.
+    """A mark of a module's weights, cheaper than a fingerprint. An equal mark means that they have not changed.
 
     Attributes:
         version: Sum of torch's version counters, which every in-place change raises.
-        tensors: The tensors' identities, dtypes and places in their storages.
-        storages: Weak references to the storages. No other storage has the address of one while a reference is held.
-        sums: One number per device, from sums over the bits of all values. They show changes that the version counters miss,
+        tensors: The tensors' identities, dtypes and positions in their storages.
+        storages: Weak references to the storages. While a reference exists, no other storage can have the same address.
+        sums: One number per device, from sums over the bits of all values. They reveal changes that the version counters miss,
             such as ``parameter.data.copy_(...)``, with which Lightning swaps averaged weights.
     """
 
@@ -54,7 +54,7 @@ def weights_mark(module: nn.Module) -> WeightsMark | None:
 
 
 def parameters_mark(module: nn.Module) -> WeightsMark | None:
-    """The mark of a module's parameters alone, as :func:`weights_mark` makes it: a forward pass may change buffers."""
+    """The mark of only a module's parameters, like :func:`weights_mark`: a forward pass may change buffers."""
     return weights_mark(nn.ParameterList(p for p in module.parameters() if not nn.parameter.is_lazy(p)))
 
 
@@ -64,7 +64,7 @@ def _sums(tensors: list[Tensor]) -> tuple[int, ...]:
     for tensor in tensors:
         values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         own = parts.setdefault(tensor.device, [])
-        # On a CPU, a sum in int64 copies all that is summed.
+        # On a CPU, a sum in int64 copies its input.
         for flat in pieces(values) if tensor.is_cpu else [values.reshape(-1)]:
             bits = flat.view(_BITS[flat.element_size()])
             num_blocks = len(bits) // _BLOCK
@@ -80,10 +80,10 @@ def _sums(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 class WeightsCheck:
-    """Compares a module's weights with a fingerprint, and only if the cheap mark has changed since the last comparison.
+    """Compares a module's weights with a fingerprint, but only if the cheap mark has changed since the last comparison.
 
     Args:
-        fingerprint: What :func:`~lightning_uq.networks.fingerprint.weights_fingerprint` gave.
+        fingerprint: The result of :func:`~lightning_uq.networks.fingerprint.weights_fingerprint`.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -101,7 +101,7 @@ class WeightsCheck:
         return self.holds(module, weights_mark(module))
 
     def holds(self, module: nn.Module, mark: WeightsMark | None) -> bool:
-        """The same where the module's mark is known; a mark reads the weights, so several checks share one."""
+        """Like :meth:`__call__`, with a known mark. Computing a mark reads the weights, so several checks share one."""
         if mark is not None and mark == self._mark:
             return True
         matches = same_weights(self.fingerprint, weights_fingerprint(module), module)
@@ -109,9 +109,9 @@ class WeightsCheck:
         return matches
 
     def accept(self, module: nn.Module) -> None:
-        """Take the module's weights for those of the fingerprint: for a rank whose first rank has compared them."""
+        """Accept the module's weights as those of the fingerprint, on a rank whose first rank has compared them."""
         self._mark = weights_mark(module)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of a module has other tensors: its first use compares them.
+        # A copy of a module has other tensors, which its first use compares.
         return {**self.__dict__, "_mark": None}

@@ -187,7 +187,7 @@ def test_several_loaders(make_trainer):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (DataLoader(VAL_X, batch_size=8), "The validation data must hold targets, but a batch has none"),
+        (DataLoader(VAL_X, batch_size=8), "The validation data must have targets, but a batch has none"),
         (loader(VAL_X, VAL_X), "does not fit Classification.*integer class labels, but they are torch.float32"),
         (loader(VAL_X, VAL_Y + 7), r"labels in \[0, 2\), but their values go from 7"),
         (loader(VAL_X * math.nan, VAL_Y), "NaN"),

@@ -168,7 +168,7 @@ def test_predictions_carry_the_score_of_the_last_callback(make_trainer, caplog):
     module, knn = DeterministicModule(network()), FitKNN(k=3, weights="last")
     with caplog.at_level("INFO"):
         make_trainer(callbacks=[FitGMM(weights="last"), knn]).fit(module, loader(), loader(VAL_X, VAL_Y))
-    told = "Predictions carry one density: that of FitKNN, which comes after FitGMM in the Trainer's callbacks."
+    told = "Predictions carry only one density: that of FitKNN, which comes after FitGMM in the Trainer's callbacks."
     assert told in [record.message for record in caplog.records]
     prediction = module.eval().predict(TEST_X)
     torch.testing.assert_close(prediction.ood_score, knn.score(module, [TEST_X]))

@@ -135,7 +135,7 @@ def test_missing_steps_are_left_out(simultaneous):
     torch.testing.assert_close(conformal.margin, expected)
     lower, upper = conformal.intervals(prediction)
     assert lower.shape == upper.shape == (200, 3, 2)
-    with pytest.raises(InputError, match="a known number for each target and step, but all are NaN for one"):
+    with pytest.raises(InputError, match="a known number for each target and step, but one of them is NaN in all rows"):
         ConformalIntervals().fit_predictions(prediction, target.index_fill(1, torch.tensor([1]), torch.nan))
 
 
@@ -284,7 +284,7 @@ def test_an_input_that_is_not_finite_gets_all_numbers(kind):
         ({"simultaneous": "yes"}, "`simultaneous` must"),
         (
             {"groups": torch.ones_like, "density_ratio": torch.ones_like},
-            "`groups` and `density_ratio` exclude each other",
+            "`groups` and `density_ratio` cannot be combined",
         ),
     ],
 )
@@ -302,12 +302,12 @@ PREDICTION, TARGET = rows("absolute", num=40)
         (PREDICTION[:0], TARGET[:0], "at least one row"),
         (PREDICTION, TARGET[:5], "`target` must"),
         (PREDICTION, TARGET.squeeze(1)[None], "`target` must"),
-        (PREDICTION, TARGET * torch.nan, "all are NaN for one"),
+        (PREDICTION, TARGET * torch.nan, "one of them is NaN in all rows"),
         (PREDICTION, TARGET / 0, "`target` must be finite"),
         (
             CategoricalPrediction(torch.zeros(1, 40, 3)),
             torch.zeros(40).long(),
-            "must be of numbers, but it is a Categorical",
+            "must predict numbers, but it is a Categorical",
         ),
     ],
 )
@@ -323,10 +323,10 @@ def test_predictions_that_cannot_be_fitted(prediction, target, message):
             "normalized",
             cases.mean_network,
             "mean",
-            "`method` 'normalized' does not suit .* no `variance`.*use a head with a variance",
+            "method='normalized' cannot be used .* no `variance`.*use a head with a variance",
         ),
-        ("normalized", cases.quantile_network, "quantiles", "`method` 'normalized' does not suit .* no `variance`"),
-        ("cqr", cases.mean_network, "mean", "`method` 'cqr' does not suit .* no `interval`"),
+        ("normalized", cases.quantile_network, "quantiles", "method='normalized' cannot be used .* no `variance`"),
+        ("cqr", cases.mean_network, "mean", "method='cqr' cannot be used .* no `interval`"),
         (
             "cqr",
             cases.quantile_network,
@@ -374,19 +374,19 @@ def test_functions_that_give_no_groups_are_refused_before_the_training(make_trai
 
 def test_groups_and_density_ratios_must_be_where_they_belong():
     by_group = ConformalIntervals(groups=torch.ones_like)
-    with pytest.raises(
-        InputError, match="`groups` must be given for the rows, because ConformalIntervals has a function"
-    ):
+    with pytest.raises(InputError, match="`groups` is missing: ConformalIntervals has a function"):
         by_group.fit_predictions(PREDICTION, TARGET)
     groups = torch.arange(40) % 2
     with pytest.raises(InputError, match="`weights` must be a floating-point tensor"):
         ConformalIntervals().fit_predictions(PREDICTION, TARGET, weights=groups)  # they are no groups
     with pytest.raises(InputError, match="`groups` and `weights` exclude each other"):
         ConformalIntervals().fit_predictions(PREDICTION, TARGET, weights=torch.ones(40), groups=groups)
-    with pytest.raises(InputError, match="all density ratios of the fitted rows are 0"):
+    with pytest.raises(InputError, match="`density_ratio` must be positive for some of the fitted rows"):
         ConformalIntervals().fit_predictions(PREDICTION, TARGET, weights=torch.zeros(40))
     by_group.fit_predictions(PREDICTION, TARGET, groups=groups)
-    with pytest.raises(InputError, match="`change` has no input, on which `groups` of ConformalIntervals depends"):
+    with pytest.raises(
+        InputError, match="`groups` of ConformalIntervals depends on the input, which `change` does not get"
+    ):
         by_group.change(PREDICTION)
     with pytest.raises(InputError, match="`groups` of the new rows are missing"):
         by_group.intervals(PREDICTION)
@@ -412,10 +412,10 @@ def test_too_few_rows_give_infinite_intervals_and_a_warning():
 def test_quantiles_are_fitted_for_one_level():
     prediction, target = rows("cqr", num=200)
     conformal = ConformalIntervals(method="cqr").fit_predictions(prediction, target)
-    with pytest.raises(InputError, match="With method='cqr' the fit is for alpha=0.1 alone"):
+    with pytest.raises(InputError, match="With method='cqr', the fit holds only for alpha=0.1"):
         conformal.intervals(prediction, alpha=0.2)
     conformal.alpha = 0.2
-    with pytest.raises(InputError, match="With method='cqr' the fit is for alpha=0.1 alone"):
+    with pytest.raises(InputError, match="With method='cqr', the fit holds only for alpha=0.1"):
         conformal.change(prediction)
     conformal.alpha = 0.1
     with pytest.raises(InputError, match="alpha"):
@@ -431,7 +431,7 @@ def test_bands_need_steps_and_intervals_a_fit():
     with pytest.raises(InputError, match=r"`simultaneous` is for the steps of a horizon \[B, H, D\]"):
         ConformalIntervals(simultaneous=True).fit_predictions(PREDICTION, TARGET)
     steps = PointPrediction(torch.zeros(1, 40, 3, 1))
-    with pytest.raises(InputError, match="a row with all steps known for each target, since `simultaneous` leaves out"):
+    with pytest.raises(InputError, match="`simultaneous` needs rows whose steps are all known"):
         ConformalIntervals(simultaneous=True).fit_predictions(steps, torch.full((40, 3, 1), torch.nan))
     for use in (
         lambda c: c.intervals(PREDICTION),

@@ -245,9 +245,9 @@ def test_an_input_that_is_not_finite_gets_all_classes(randomized):
         ({"alpha": 1.0}, "`alpha` must"),
         ({"alpha": float("nan")}, "`alpha` must"),
         ({"method": "topk"}, "`method` must be"),
-        ({"randomized": True}, "`randomized` is for method='aps' or 'raps'"),
+        ({"randomized": True}, "`randomized` needs method='aps' or 'raps'"),
         ({"by_class": 1}, "`by_class` must"),
-        ({"by_class": True, "density_ratio": torch.ones_like}, "`by_class` and `density_ratio` exclude each other"),
+        ({"by_class": True, "density_ratio": torch.ones_like}, "`by_class` and `density_ratio` cannot be combined"),
         ({"penalty": -1.0}, "`penalty` must"),
         ({"k_reg": 1.5}, "`k_reg` must"),
         ({"max_rows": 0}, "`max_rows` must"),
@@ -268,8 +268,12 @@ PREDICTION, TARGET = labelled(40, num_classes=3)
         (PREDICTION, TARGET[:5], "`target` must"),
         (PREDICTION, TARGET + 1, "`target` must"),
         (PREDICTION, TARGET.float(), "`target` must"),
-        (PointPrediction(torch.zeros(1, 40, 1)), torch.zeros(40, 1), "must be of classes, but it is a PointPrediction"),
-        (BernoulliPrediction(torch.zeros(1, 40, 3)), torch.zeros(40, 3), "must be of classes, but it is a Bernoulli"),
+        (
+            PointPrediction(torch.zeros(1, 40, 1)),
+            torch.zeros(40, 1),
+            "must predict classes, but it is a PointPrediction",
+        ),
+        (BernoulliPrediction(torch.zeros(1, 40, 3)), torch.zeros(40, 3), "must predict classes, but it is a Bernoulli"),
         (CategoricalPrediction(torch.zeros(1, 2, 3, 4)), torch.zeros(2, 4).long(), r"Pass `prediction.as_rows\(\)`"),
     ],
 )
@@ -281,7 +285,7 @@ def test_predictions_that_cannot_be_fitted(prediction, target, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.zeros(40), "all density ratios of the fitted rows are 0"),
+        (torch.zeros(40), "`density_ratio` must be positive for some of the fitted rows"),
         (torch.full((40,), torch.nan), "`weights` must be finite"),
         (-torch.ones(40), "`weights` must be finite and non-negative"),
         (torch.ones(40, dtype=torch.long), "`weights` must be a floating-point tensor"),
@@ -295,14 +299,18 @@ def test_density_ratios_that_cannot_be_used(weights, message):
 
 
 def test_density_ratios_must_be_where_they_belong():
-    with pytest.raises(InputError, match="`weights` must be given for the rows, because ConformalSets has a function"):
+    with pytest.raises(InputError, match="`weights` is missing: ConformalSets has a function"):
         ConformalSets(density_ratio=torch.ones_like).fit_predictions(PREDICTION, TARGET)
     with pytest.raises(InputError, match="`groups` and `weights` exclude each other"):
         ConformalSets(by_class=True).fit_predictions(PREDICTION, TARGET, weights=torch.ones(40))
-    with pytest.raises(InputError, match="takes weights, uniforms beside predictions and targets, but 'groups' came"):
+    with pytest.raises(
+        InputError, match="unknown argument 'groups'. Besides predictions and targets, it takes weights, uniforms"
+    ):
         ConformalSets().fit_predictions(PREDICTION, TARGET, groups=TARGET)
     weighted = ConformalSets(density_ratio=torch.ones_like).fit_predictions(PREDICTION, TARGET, weights=torch.ones(40))
-    with pytest.raises(InputError, match="`change` has no input, on which `weights` of ConformalSets depends"):
+    with pytest.raises(
+        InputError, match="`weights` of ConformalSets depends on the input, which `change` does not get"
+    ):
         weighted.change(PREDICTION)  # it must not come back without sets
     with pytest.raises(InputError, match="`weights` of the new rows are missing"):
         weighted.sets(PREDICTION)
@@ -321,12 +329,12 @@ def test_what_is_not_fitted_or_of_other_classes():
     ):
         with pytest.raises(NotFittedError, match="ConformalSets is not fitted: train with it, or call"):
             use(ConformalSets())
-    with pytest.raises(InputError, match="`prediction` must have 3 classes, as the fitted rows had, but it has 5"):
+    with pytest.raises(InputError, match="`prediction` must have 3 classes like the fitted rows, but it has 5"):
         ConformalSets().fit_predictions(PREDICTION, TARGET).sets(labelled(4)[0])
 
 
 def test_too_few_rows_give_all_classes_and_a_warning():
-    with pytest.warns(UserWarning, match="gives sets of all classes: alpha=0.1 needs 9 rows, but there are 8"):
+    with pytest.warns(UserWarning, match="gives sets with all classes: alpha=0.1 needs 9 rows, but there are 8"):
         few = ConformalSets().fit_predictions(PREDICTION[:8], TARGET[:8])
     assert bool(few.sets(PREDICTION).all())
     rare = torch.where(TARGET == 2, 0, TARGET)
@@ -356,7 +364,7 @@ def test_another_level_needs_no_other_fit():
 )
 def test_tasks_without_classes_are_refused_before_the_training(make_trainer, task, data, network):
     module = DeterministicModule(network, task=task, optimizer=cases.OPTIMIZERS[data])
-    with pytest.raises(InputError, match="ConformalSets makes sets of classes, which .* does not have"):
+    with pytest.raises(InputError, match="ConformalSets makes sets of classes, but .* has no classes"):
         make_trainer(callbacks=[ConformalSets()]).fit(module, cases.loader(data, 40), cases.loader(data, 61, 1))
 
 
@@ -368,10 +376,13 @@ def test_labels_that_are_missing_or_soft_are_refused_before_the_training(make_tr
             pass
 
     for val, message in (
-        (pairs(x, nn.functional.one_hot(y, 3).float()), "must hold labels, but a batch has probabilities"),
-        (torch.utils.data.DataLoader(x, 8), "must hold targets, but a batch has none"),
+        (
+            pairs(x, nn.functional.one_hot(y, 3).float()),
+            "must have labels, but the targets of a batch are probabilities",
+        ),
+        (torch.utils.data.DataLoader(x, 8), "must have targets, but a batch has none"),
         (pairs(x, y - 1), "does not fit Classification"),
-        (pairs(x[:0], y[:0]), "fitting data is empty"),
+        (pairs(x[:0], y[:0]), "fitting data are empty"),
     ):
         module = Silent()
         before = [p.clone() for p in module.parameters()]

@@ -122,7 +122,7 @@ def test_what_cannot_be_merged_is_refused():
     early = DriftMonitor.from_json(worker.to_json())
     worker.update(normal(50, 1))
     main.merge(worker)
-    with pytest.raises(InputError, match="`other` is an earlier state of a monitor that was merged already"):
+    with pytest.raises(InputError, match="`other` is an earlier state of a monitor that was already merged"):
         main.merge(early)
     with pytest.raises(InputError, match="`other` was made with other held-out rows"):
         main.merge(DriftMonitor(normal(100, 1)))
@@ -215,10 +215,10 @@ def test_the_evidence_is_that_of_the_functional():
         (lambda: DriftMonitor(torch.empty(0)), "`calibration` must hold finite scores"),
         (lambda: DriftMonitor(torch.rand(9)).update(torch.rand(2, 2)), r"`rows` must have shape \[4\]"),
         (lambda: DriftMonitor(torch.rand(9)).update(torch.arange(3)), "`rows` must be a floating-point tensor"),
-        (lambda: DriftMonitor(torch.rand(9)).update([0.5]), "`rows` must be a prediction, or scores .* But it is a list"),
-        (lambda: DriftMonitor(torch.rand(9)).update(np.arange(3)), "`rows` must be .* But it is an array of int64"),
+        (lambda: DriftMonitor(torch.rand(9)).update([0.5]), "`rows` must be a prediction, or scores .* It is a list"),
+        (lambda: DriftMonitor(torch.rand(9)).update(np.arange(3)), "`rows` must be .* It is an array of int64"),
         (lambda: DriftMonitor(torch.rand(9, 1)), r"`alarm` must have shape \[9\]"),
-        (lambda: DriftMonitor([0.5]), "`alarm` must be a fitted OODAlarm, or scores .* But it is a list"),
+        (lambda: DriftMonitor([0.5]), "`alarm` must be a fitted OODAlarm, or scores .* It is a list"),
         (lambda: DriftMonitor.from_json("{}"), "must be JSON of lightning_uq.DriftMonitor, but it holds dict"),
         (lambda: DriftMonitor.from_json('{"format": "lightning_uq.DriftMonitor", "version": 9}'), "has version 9"),
         (lambda: DriftMonitor.from_json('{"format": "lightning_uq.DriftMonitor", "version": 1}'), "`text` is damaged: KeyError"),
@@ -244,7 +244,7 @@ def test_arrays_give_what_tensors_give_without_a_warning(dtype, recwarn):
 def test_a_damaged_list_is_refused():
     content = json.loads(DriftMonitor(normal(100, 0)).to_json())
     content["counts"].pop()
-    with pytest.raises(InputError, match="its lists do not fit together"):
+    with pytest.raises(InputError, match="its lists have inconsistent lengths"):
         DriftMonitor.from_json(json.dumps(content))
 
 
@@ -257,7 +257,7 @@ def test_the_result_of_another_alarm_is_refused():
     discrete = prediction.replace(ood_score=(10 * prediction.predictive_entropy).round() / 10)  # many ties
     tied = OODAlarm(score="ood_score").fit_predictions(discrete[:200])
     DriftMonitor(tied).update(tied.change(discrete[200:]))
-    with pytest.raises(InputError, match="`rows` carry the result of another alarm"):
+    with pytest.raises(InputError, match="`rows` carry the result of an alarm other than"):
         monitor.update(other.change(prediction[200:]))
     assert monitor.num_rows == 101
 

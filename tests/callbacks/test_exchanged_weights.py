@@ -129,7 +129,7 @@ def test_weights_that_a_hook_exchanges_for_the_validation_are_told_once(kind, sa
         trainer.fit(kind(), loader(), loader())
     told = [str(one.message) for one in caught if "exchanges them" in str(one.message)]
     assert len(told) == 1
-    assert told[0].startswith(f"{kind.__name__} has other weights in its validation than in its training")
+    assert told[0].startswith(f"{kind.__name__} has other weights in validation than in training")
     assert "FitGMM and other fits" in told[0]
 
 
@@ -146,7 +146,7 @@ def test_a_test_on_exchanged_weights_uses_no_other_fit(make_trainer):
     trainer = make_trainer(callbacks=[scaling], max_epochs=2)
     with pytest.warns(UserWarning, match="exchanges them"):
         trainer.fit(module, loader(), loader())
-    with pytest.warns(UserWarning, match="was fitted on other weights than are now in memory; it is fitted again"):
+    with pytest.warns(UserWarning, match="was fitted on other weights than those in memory, so it was fitted again"):
         trainer.test(module, loader(), verbose=False)
     module.exchange()
     expected = TemperatureScaling().fit(module, loader())

@@ -316,7 +316,7 @@ def test_fewer_rows_than_neighbours_is_a_warning():
 @both
 def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(make):
     scorer = make()
-    with pytest.raises(InputError, match="fitting data is empty"):
+    with pytest.raises(InputError, match="fitting data are empty"):
         scorer.fit(UsersModule(), [])
     with pytest.raises(InputError, match="the input of layer 'head', hold NaN or infinity"):
         scorer.fit(UsersModule(), [X * math.nan])

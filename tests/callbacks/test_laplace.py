@@ -483,15 +483,15 @@ def refused(model, match, y=Y, **given):
 
 def test_outputs_that_the_layer_does_not_make_are_refused():
     mean = Regression(head="mean")
-    not_those = "are not those of layer '2', .* as `feature_layer`"
+    not_those = "but '2' does not.* as `feature_layer`"
     refused(nn.Sequential(*network(2), nn.Softplus()), not_those, task=mean)
     refused(nn.Sequential(*network(2), nn.Hardtanh(-1e-4, 1e-4)), not_those, task=mean)
     refused(nn.Sequential(*network(1), nn.Softplus()), not_those, y=PAIRS[:, 0], task="binary")
     refused(nn.Sequential(*network(3), nn.Softplus()), not_those, y=LABELS)
-    refused(network(2), "are not those of layer '0'", task=mean, feature_layer="0")
+    refused(network(2), "but '0' does not", task=mean, feature_layer="0")
     refused(
         DropoutModule(nn.Sequential(*network(2)[:2], nn.Dropout(0.5), nn.Linear(6, 2)), task=MEAN),
-        "are not those of layer '3'",
+        "but '3' does not",
     )
     refused(
         nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3), nn.Flatten()),
@@ -508,12 +508,12 @@ def test_before_the_training(make_trainer):
         make_trainer(callbacks=[FitLaplace(**given)], max_epochs=1).fit(module, loader(X, Y), loader(HELD, HELD_Y))
 
     module = DeterministicModule(nn.Sequential(*network(2), nn.Tanh()), task=MEAN)
-    with pytest.raises(InputError, match="are not those of layer"):
+    with pytest.raises(InputError, match="needs the layer that makes the outputs"):
         fit(module)
     quantiles = DeterministicModule(network(6), task=Regression(head="quantiles"))
-    with pytest.raises(InputError, match="needs outputs that are means, .* as a QuantilePrediction"):
+    with pytest.raises(InputError, match="supports outputs that are means, .* makes a QuantilePrediction"):
         fit(quantiles)
-    with pytest.raises(InputError, match="held-out rows, those of argument `held_out`, cannot be read"):
+    with pytest.raises(InputError, match="held-out rows from argument `held_out` cannot be read"):
         fit(module_of("means"), held_out=[torch.zeros(3, 3)])
     for one in (module, quantiles):
         assert one.trainer.global_step == 0
@@ -530,7 +530,7 @@ def test_held_out_rows_that_nothing_would_read():
     held_out = loader(HELD, HELD_Y)
     refused(
         module_of("gaussians"),
-        "would not be read: of Regression.*, select='auto' chooses the prior by the",
+        "would not be used: for Regression.*, select='auto' chooses the prior by the",
         held_out=held_out,
     )
     FitLaplace(select="held_out", held_out=held_out).fit(module_of("gaussians"), loader(X, Y))
@@ -565,7 +565,7 @@ def test_bad_numbers_and_arguments():
     refused(module, "fitting data does not fit|hold NaN", y=Y * math.inf)
     with pytest.raises(InputError, match="hold NaN or infinity"):
         FitLaplace().fit(module, loader(X * math.nan, Y))
-    with pytest.raises(InputError, match="fitting data is empty"):
+    with pytest.raises(InputError, match="fitting data are empty"):
         FitLaplace().fit(module, [])
     laplace = FitLaplace(nonfinite="inf").fit(module, loader(X, Y))
     bad = HELD.clone()
@@ -579,5 +579,5 @@ def test_bad_numbers_and_arguments():
     for given in ({"select": "best"}, {"link": "exact"}, {"num_samples": 0}, {"pool": "mean"}):
         with pytest.raises(InputError, match=next(iter(given))):
             FitLaplace(**given)
-    with pytest.raises(InputError, match="`held_out` is for"):
+    with pytest.raises(InputError, match="`held_out` cannot be used with"):
         FitLaplace(select="marginal_likelihood", held_out=[1])

@@ -277,7 +277,7 @@ def test_our_modules_take_their_network_again(write):
     module = DeterministicModule(MLP(4, 2, hidden_sizes=(6,)), optimizer=SGD)
     path, trainer = write(module, TemperatureScaling())
     expected = predicted(trainer, module, path).probs
-    with pytest.raises(InputError, match=r"argument `network`: a .*MLP.* Pass argument `network`"):
+    with pytest.raises(InputError, match=r"argument `network`: a .*MLP.* Pass an instance"):
         load_fitted(path)
     network = MLP(4, 2, hidden_sizes=(6,))
     before = network[0].weight.detach().clone()
@@ -477,16 +477,14 @@ def test_a_class_that_cannot_be_built_asks_for_the_network(write, tmp_path):
 
     for module in (Local(), Demanding(3)):
         path, _ = write(module, TemperatureScaling())
-        with pytest.raises(
-            InputError, match=r"was written by .*, which cannot be (imported|built).* Pass argument `network`"
-        ):
+        with pytest.raises(InputError, match=r"was written by .*, which cannot be (imported|built).* Pass an instance"):
             load_fitted(path)
         assert load_fitted(path, module)(TEST_X)["probs"].shape == (31, 2)
     content = torch.load(path, weights_only=True)
     for class_path, match in (
-        (None, "does not say which"),
-        ("builtins.dict", "which it is not"),
-        ("torch.nn.Linear", "which cannot be built from it: the file does not hold its arguments"),
+        (None, "does not name the class"),
+        ("builtins.dict", "which is not a torch.nn.Module"),
+        ("torch.nn.Linear", "which cannot be built from the file: it lacks the arguments"),
     ):
         content["lightning_uq_written_by"]["class_path"] = class_path
         torch.save(content, tmp_path / "foreign.ckpt")
@@ -500,7 +498,7 @@ def test_a_class_that_cannot_be_built_asks_for_the_network(write, tmp_path):
 def test_defaults_do_not_stand_in_for_arguments_that_no_file_holds(write, kind, lacking):
     module = kind(activation="leaky", slope=3.0)
     path, _ = write(module, TemperatureScaling())
-    with pytest.raises(InputError, match=rf"the file does not hold its arguments {lacking}\. Pass argument `network`"):
+    with pytest.raises(InputError, match=rf"it lacks the arguments {lacking}\. Pass an instance"):
         load_fitted(path)
     assert load_fitted(path, module)(TEST_X)["probs"].shape == (31, 2)
 
@@ -516,7 +514,9 @@ def test_which_states_go_inside(write):
     callbacks = [FitGMM(), FitGMM(name="tied", covariance="tied"), FitKNN(k=2), TemperatureScaling()]
     path, _ = write(deterministic(), *callbacks)
     tied = "FitGMM{'name': 'tied'}"
-    with pytest.raises(InputError, match=r"several states of density: \['FitGMM', .*Name one in argument `states`"):
+    with pytest.raises(
+        InputError, match=r"several states of density: \['FitGMM', .*Pass the key of one of them as `states`"
+    ):
         load_fitted(path)
     one, other = (
         load_fitted(path, states=[key, "TemperatureScaling"])(TEST_X)["log_density"] for key in ("FitGMM", tied)
@@ -525,15 +525,18 @@ def test_which_states_go_inside(write):
     assert list(load_fitted(path, states=["TemperatureScaling"])(TEST_X)) == ["probs"]
     assert list(load_fitted(path, states=["FitKNN"])(TEST_X)) == ["probs", "ood_score"]
     for states, came in ((["FitVim"], "FitVim"), ("FitGMM", "'FitGMM'")):
-        with pytest.raises(InputError, match=f"`states` must be a list of keys among .*, but it is {came}"):
+        with pytest.raises(InputError, match=f"`states` must be a list of keys from .*, but it is {came}"):
             load_fitted(path, states=states)
     path, _ = write(deterministic(), FitCentre())
-    with pytest.raises(InputError, match=r"nothing that goes into a network, but \['FitCentre'\]\. Only these"):
+    with pytest.raises(
+        InputError, match=r"no state that can be built into a network, but \['FitCentre'\]\. Only these"
+    ):
         load_fitted(path)
 
 
 def test_swapped_arguments_are_named():
     with pytest.raises(
-        InputError, match=r"`path` must name a checkpoint, but its type is Linear. Call `load_fitted\(path, network\)`"
+        InputError,
+        match=r"`path` must be the path of a checkpoint, but its type is Linear. Call `load_fitted\(path, network\)`",
     ):
         load_fitted(nn.Linear(2, 2), "model-uq.ckpt")

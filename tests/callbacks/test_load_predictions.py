@@ -175,7 +175,7 @@ def test_a_function_of_the_input_is_in_no_file(tmp_path):
     module = DeterministicModule(factory("numbers"), task=MEAN)
     conformal = ConformalIntervals(groups=lambda x: (x[:, 0] > 0).long(), alpha=0.3)
     path, _, _ = fit(module, "numbers", [conformal], tmp_path)
-    with pytest.raises(InputError, match="`groups`, a function of the input that no file holds"):
+    with pytest.raises(InputError, match="`groups`, a function of the input that a file cannot hold"):
         load_fitted(path)
 
 

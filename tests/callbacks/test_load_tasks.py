@@ -80,7 +80,7 @@ def test_the_file_holds_the_task_of_an_unmodified_module_unless_it_is_ones_own(m
 def test_states_of_two_tasks_do_not_go_together(make_trainer, tmp_path):
     module, scaling = ChestXRay(), TemperatureScaling(task=Multilabel())
     path = trained(make_trainer, tmp_path, module, scaling, FitGMM(task=Multilabel(num_labels=3)))
-    with pytest.raises(InputError, match="different tasks: .*Name those of one task in argument `states`"):
+    with pytest.raises(InputError, match="different tasks: .*Pass the keys of one task as `states`"):
         load_fitted(path, ChestXRay())
     assert load_fitted(path, ChestXRay(), states=["TemperatureScaling"])(X.float())["probs"].shape == (len(X), 3)
 

@@ -13,7 +13,7 @@ X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24) % 3
 FAR = {"far": DataLoader(TensorDataset(X + 9, Y), 8)}
 LOADER = DataLoader(TensorDataset(X, Y), 8)
-SENTENCE = "look like logarithms of probabilities, as `log_softmax` gives"
+SENTENCE = "look like log-probabilities, such as those of `log_softmax`"
 
 
 class Logits(LightningModule):
@@ -87,7 +87,9 @@ def test_it_is_told_with_what_to_pass(told):
     found = [line for line in told if SENTENCE in line]
     assert len(found) == 2
     assert "The outputs of LogProbs look like" in found[0]
-    assert 'Predictions are the same, but energy and max_logit would say nothing. Pass `output="log_probs"`' in found[0]
+    assert (
+        'Predictions are the same, but energy and max_logit would be meaningless. Pass `output="log_probs"`' in found[0]
+    )
     told.clear()
     TemperatureScaling(output="log_probs").fit(LogProbs(), LOADER)
     assert not told

@@ -181,7 +181,7 @@ def test_a_loader_that_cannot_be_scored_stops_nothing(make_trainer, caplog):
         assert results["uq/test_nll/dataloader_idx_0"] == alone["uq/test_nll"]
         assert not any(name.endswith("nll/dataloader_idx_1") for name in results)
     assert trainer.test(module, unlabelled, verbose=False) == [{"seen": 1.0}]
-    assert "TemperatureScaling logs no metrics of the test set: The test data must hold targets" in caplog.text
+    assert "TemperatureScaling logs no metrics of the test set: The test data must have targets" in caplog.text
 
 
 def test_the_test_stays_what_it_was(make_trainer):

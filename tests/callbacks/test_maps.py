@@ -213,13 +213,13 @@ def test_pixels_are_told_apart_without_the_void(make_trainer, masks, fpr95_posit
     outside = outside[mask == 1] if masks else outside.flatten()
     for metric, value in expected_numbers(inside, outside, fpr95_positive).items():
         assert logged[f"{metric}/noise/h/pixel"] == pytest.approx(value, abs=2e-3)
-    with pytest.raises(InputError, match="`score` gives one number per input, so it needs `level='image'`"):
+    with pytest.raises(InputError, match="`score` returns one number per input, so it needs `level='image'`"):
         ood.score(model, [x])
 
 
 def test_what_does_not_fit_a_level_is_named(make_trainer):
     x = strange(4)
-    with pytest.raises(InputError, match="`masks=True` marks positions, so it needs `level='pixel'`"):
+    with pytest.raises(InputError, match="`masks=True` needs `level='pixel'`"):
         OODDetection({"noise": [x]}, masks=True)
     with pytest.raises(InputError, match="`level` must be one of 'image', 'pixel', but it is 'voxel'"):
         OODDetection({"noise": [x]}, level="voxel")
@@ -344,6 +344,6 @@ def test_a_sentence_of_padding_alone_has_no_score():
         unpack_batch=lambda batch: (batch, None),
     )
     with pytest.raises(
-        InputError, match="1 inputs of a batch have no score 'predictive_entropy', .* all of their tokens are padding"
+        InputError, match="1 inputs of a batch have no score 'predictive_entropy', .* marks all tokens as padding"
     ):
         ood.score(Tagger(), [(ids, mask)])

@@ -323,7 +323,7 @@ def test_a_chain_is_fitted_again_in_its_order(make_trainer):
     make_trainer(max_epochs=1, callbacks=chain).fit(module, TRAIN, VAL)
     with torch.no_grad():
         module.network.network[-1].bias.add_(0.5)
-    with pytest.warns(UserWarning, match="it is fitted again"):
+    with pytest.warns(UserWarning, match="it was fitted again"):
         make_trainer(callbacks=chain).test(module, TEST, verbose=False)
     module.prediction_transforms.clear()
     alone = [make().fit(module, VAL) for make in BOTH]
@@ -438,10 +438,14 @@ class Spy(Callback):
             [DataLoader(TensorDataset(noise(8, 4), torch.arange(8) % 3), batch_size=8)] * 2,
             "calibrates predictions of numbers, which Classification.*Use TemperatureScaling for classes",
         ),
-        (gaussian, [TRAIN], "needs one validation loader"),
-        (gaussian, [TRAIN, DataLoader(noise(8, 4), batch_size=8)], "must hold targets, but a batch has none"),
+        (gaussian, [TRAIN], "needs exactly one validation loader"),
+        (gaussian, [TRAIN, DataLoader(noise(8, 4), batch_size=8)], "must have targets, but a batch has none"),
         (gaussian, [TRAIN, loader(8, 3)], "must have shape"),
-        (gaussian, [TRAIN, DataLoader(TensorDataset(noise(0, 4), noise(0, 2)), batch_size=8)], "fitting data is empty"),
+        (
+            gaussian,
+            [TRAIN, DataLoader(TensorDataset(noise(0, 4), noise(0, 2)), batch_size=8)],
+            "fitting data are empty",
+        ),
         (lambda: of_head("quantiles", 2, levels=(0.7,)), [TRAIN, VAL], "level 0.5 lies outside|at two levels or more"),
     ],
 )

@@ -35,7 +35,7 @@ def inputs(loader):
 
 
 # The steps here make their own input, on purpose.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gives its `forward` another input")
+pytestmark = pytest.mark.filterwarnings("ignore:.*calls its `forward` with an input other")
 
 
 class Plain(LightningModule):
@@ -489,7 +489,7 @@ def spoilt(n):
 @pytest.mark.parametrize(
     ("make", "module", "inside", "message"),
     [
-        (lambda: OODDetection(), Plain, None, r"no loaders: pass argument `ood={'name': loader}`.*`ood_dataloaders`"),
+        (lambda: OODDetection(), Plain, None, r"no loaders. Pass `ood={'name': loader}`.*`ood_dataloaders`"),
         (
             lambda: OODDetection(lambda: [data(3)]),
             Plain,
@@ -522,7 +522,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3)}, ["energy", "entropy"]),
             Plain,
             None,
-            "`scores` must hold functions, or names among predictive_entropy, .* for Classification.., but it holds 'entropy'",
+            "`scores` must hold functions or, for Classification.., names from predictive_entropy, .*, but it holds 'entropy'",
         ),
         (
             lambda: OODDetection({"a": data(3)}, {"mine": lambda logits: logits.mean()}),
@@ -546,7 +546,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3)}, "energy"),
             lambda: DeterministicModule(nn.Linear(4, 2), task="regression"),
             None,
-            r"names among variance, .* for Regression\(\), but it holds 'energy'",
+            r"for Regression\(\), names from variance, .*, but it holds 'energy'",
         ),
     ],
 )

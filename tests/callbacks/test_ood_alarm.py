@@ -181,7 +181,7 @@ def test_a_mean_without_a_density_is_refused_before_the_training(tmp_path):
 
     module = Regressor()
     trainer = quiet_trainer(tmp_path, callbacks=[OODAlarm(task=Regression(head="mean"))], max_epochs=1)
-    with pytest.raises(InputError, match="finds no score 'epistemic_variance'.*put a density, such as FitGMM, before"):
+    with pytest.raises(InputError, match="finds no score 'epistemic_variance'.*Put a density, such as FitGMM, before"):
         trainer.fit(module, loader("regression", TRAIN), loader("regression", VAL))
     assert module.steps == 0
     alarm = OODAlarm(task=Regression(head="mean"), attach=True)
@@ -205,7 +205,7 @@ def test_without_a_trainer_the_density_is_named(tmp_path):
     with pytest.raises(InputError, match="`after` must hold fitted callbacks, but it holds a str"):
         OODAlarm().fit(module, rows(60), after=["gmm"])
     ours = DeterministicModule(network())
-    with pytest.raises(InputError, match="`after` must be left out for a DeterministicModule"):
+    with pytest.raises(InputError, match="`after` is not needed for a DeterministicModule"):
         OODAlarm().fit(
             ours, rows(60), after=[FitGMM(feature_transform="raw").fit(ours, loader("classification", TRAIN))]
         )
@@ -226,7 +226,7 @@ def test_a_density_that_was_fitted_again_is_refused(make):
     assert torch.allclose(module.predict(torch.zeros(2, FEATURES)).ood_p_value, before.ood_p_value)
     make().fit(module, loader("classification", TRAIN // 2, 5))
     with pytest.raises(
-        InputError, match="fitted to `ood_score` of another density or distance than this prediction carries"
+        InputError, match="fitted to the `ood_score` of another density or distance than this prediction's"
     ):
         module.predict(torch.zeros(2, FEATURES))
     with pytest.raises(InputError, match="another density or distance"):
@@ -251,11 +251,11 @@ def test_the_score_of_another_alarm_is_not_that_of_the_density():
     once = of_density.change(prediction)
     assert torch.equal(of_density.change(once).ood_p_value, once.ood_p_value)
     assert torch.equal(of_entropy.change(once).ood_p_value, of_entropy.change(prediction).ood_p_value)
-    with pytest.raises(
-        InputError, match="carries the result of another alarm, whose score took the place of the `ood_score`"
-    ):
+    with pytest.raises(InputError, match="carries the result of another alarm, which replaced the `ood_score`"):
         of_density.change(of_entropy.change(prediction))
-    with pytest.raises(InputError, match="carries the result of another alarm, whose score .* Name a `score`"):
+    with pytest.raises(
+        InputError, match="carries the result of another alarm, which replaced .* Pass the name of a `score`"
+    ):
         OODAlarm().fit_predictions(of_entropy.change(prediction))
     assert torch.equal(OODAlarm().fit_predictions(once).scores, of_density.scores)
 
@@ -319,9 +319,9 @@ def test_a_file_gives_the_alarm_without_the_model(tmp_path):
     other = OODAlarm(score="max_softmax", name="other").fit(module, rows(90))
     save_fitted(tmp_path / "a.ckpt", module, [one, other])
     assert OODAlarm.from_checkpoint(tmp_path / "a.ckpt", name="other").threshold == other.threshold
-    with pytest.raises(InputError, match=r"must hold one alarm, but it holds \['OODAlarm', .*other"):
+    with pytest.raises(InputError, match=r"must hold exactly one alarm, but it holds \['OODAlarm', .*other"):
         OODAlarm.from_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="must hold one alarm of name 'third', but it holds"):
+    with pytest.raises(InputError, match="must hold exactly one alarm with name 'third', but it holds"):
         OODAlarm.from_checkpoint(tmp_path / "a.ckpt", name="third")
 
 
@@ -432,7 +432,7 @@ def test_arguments(arguments, message):
 
 
 def test_predictions_in_memory_need_a_score_or_a_name():
-    with pytest.raises(InputError, match="`score` must be given to fit predictions in memory.*predictive_entropy"):
+    with pytest.raises(InputError, match="`score` is needed to fit predictions in memory.*predictive_entropy"):
         OODAlarm().fit_predictions(unsure(30))
     with pytest.raises(InputError, match="finds no score 'variance'"):
         OODAlarm(score="variance").fit_predictions(unsure(30))
@@ -455,9 +455,11 @@ def test_scores_without_a_model_are_told_where_to_go(scores):
 def test_the_model_takes_batches_and_the_alarm_of_a_text_has_no_model():
     module, held_out = UsersModule(), loader("classification", 100)
     alarm = OODAlarm().fit(module, held_out)
-    with pytest.raises(InputError, match="`x` must hold inputs or one batch, but it is a DataLoader"):
+    with pytest.raises(InputError, match="`x` must be inputs or one batch, but it is a DataLoader"):
         alarm.predict(module, held_out)
-    with pytest.raises(NotFittedError, match="OODAlarm does not know its model.* Pass predictions to `change`"):
+    with pytest.raises(
+        NotFittedError, match="OODAlarm does not know its model's weights.* Pass predictions to `change`"
+    ):
         OODAlarm.from_json(alarm.to_json()).predict(module, torch.zeros(2, FEATURES))
 
 

@@ -247,7 +247,7 @@ HEAD_FIRST = Factory("tests.callbacks.test_pool.HeadFirst", {})
 )
 def test_features_are_the_last_axis_of_a_heads_input_wherever_it_stands(network, x):
     with pytest.raises(
-        InputError, match=r"input of layer 'head' is .*: its last axis holds the features, and the others"
+        InputError, match=r"input of layer 'head' is .*. Its last axis holds the features, and the others"
     ):
         FitGMM().fit(network, [(x, LABELS)])
     gmm = FitGMM(pool="mean").fit(network, [(x, LABELS)])
@@ -299,9 +299,7 @@ def test_two_heads_that_begin_at_one_address_are_two():
 @pytest.mark.parametrize("make", MAKE.values(), ids=list(MAKE))
 def test_a_missing_pool_is_named_before_the_training(make_trainer, make):
     module = TextModule()
-    match = (
-        r"The input of layer 'model.head' is \[10, \d, 8\].* Pass as `pool` 'mean', 'last_token', 'cls' or a function"
-    )
+    match = r"The input of layer 'model.head' is \[10, \d, 8\].* Pass 'mean', 'last_token', 'cls' or a function"
     with pytest.raises(InputError, match=match):
         make_trainer(callbacks=[make(unpack_batch=unpack)]).fit(module, loader())
     assert module.steps == 0
@@ -388,7 +386,7 @@ def test_an_epinet_reads_a_padded_row_as_it_is_alone(make_trainer, pool, side):
 
 
 def test_an_epinet_names_a_missing_pool_and_takes_a_function():
-    with pytest.raises(InputError, match=r"input of layer 'head' is \[60, 5, 8\]: its last axis holds the features"):
+    with pytest.raises(InputError, match=r"input of layer 'head' is \[60, 5, 8\]. Its last axis holds the features"):
         EpinetModule(HeadFirst())(TOKENS)
     with pytest.raises(InputError, match="`pool` must be"):
         EpinetModule(HeadFirst(), pool="max")
@@ -433,7 +431,7 @@ def test_gpt(side):
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "num_labels": 2}
     config = transformers.GPT2Config(vocab_size=WORDS, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
     model = transformers.GPT2ForSequenceClassification(config).eval()
-    with pytest.raises(InputError, match="input of layer 'score' .* Pass as `pool`"):
+    with pytest.raises(InputError, match="input of layer 'score' .* as `pool`"):
         FitGMM(unpack_batch=unpack, output=logits).fit(model, batches(side))
     gmm = FitGMM(pool="last_token", unpack_batch=unpack, output=logits).fit(model, batches(side))
     batch = batches(side)[0]

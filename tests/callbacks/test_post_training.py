@@ -367,7 +367,9 @@ def test_a_dataloader_of_ones_own_and_the_data_modules_come_first(make_trainer):
 
 def test_several_training_loaders_ask_for_one_before_training(make_trainer):
     module = UsersModule()
-    with pytest.raises(InputError, match="needs one training loader .* has 2. Pass argument `dataloader`"):
+    with pytest.raises(
+        InputError, match="needs exactly one training loader, .* has 2. Pass the fitting data as `dataloader`"
+    ):
         make_trainer(callbacks=[FitGMM()]).fit(module, {"a": loader(), "b": loader()})
     assert module.modes == []
 
@@ -385,7 +387,7 @@ from lightning_uq.callbacks.sibling import fitted_states
 from tests.leaving import LeaveAtOnce
 warned = pathlib.Path("warned")
 def note(message, *_):
-    if "processes of its own" in str(message):
+    if "trains in separate processes" in str(message):
         with warned.open("a") as file:
             print(message, file=file)
 warnings.showwarning = note
@@ -437,15 +439,13 @@ def test_two_ranks_give_what_one_gives(run_script, strategy, weights):
     assert result["gap"] < 1e-9
     assert len(result["warned"]) == (strategy == "ddp_spawn")  # once, and not for each callback and rank
     for warning in result["warned"]:
-        assert warning.startswith(
-            "DDPStrategy trains in processes of its own, so the module and the callbacks of the main"
-        )
+        assert warning.startswith("DDPStrategy trains in separate processes, so the callbacks of the main")
         assert f"/{result['path']}'`, and `load_fitted('" in warning
 
 
 def test_a_spawned_fit_that_writes_no_file_says_so(make_trainer):
     gmm = FitGMM()
-    with pytest.warns(UserWarning, match="nothing fitted after `trainer.fit`.* No file holds the fitted states either"):
+    with pytest.warns(UserWarning, match="not fitted after `trainer.fit`.* No file holds the fitted states"):
         gmm._warn_of_ending_processes(make_trainer(devices=2, strategy="ddp_spawn", callbacks=[gmm]))
 
 
@@ -620,7 +620,7 @@ def test_labels_are_asked_for(make_trainer):
         def __getitem__(self, i):
             return X[i]
 
-    with pytest.raises(InputError, match="must hold targets, but a batch has none"):
+    with pytest.raises(InputError, match="must have targets, but a batch has none"):
         FitGMM().fit(nn.Linear(4, 2), DataLoader(Bare(), batch_size=5))
 
 
@@ -631,7 +631,7 @@ def test_labels_are_asked_for(make_trainer):
         (
             X.clone().index_fill_(0, torch.tensor([4]), float("nan")),
             Y,
-            "finite numbers, but it holds nan in a row of class",
+            "must be finite, but it holds nan in a row of class",
         ),
         (X, Y + 5, r"class labels in \[0, 2\), but their values go from 5 to 6"),
         (X[:0], Y[:0], "class"),
@@ -645,7 +645,7 @@ def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(x, y, match):
 
 
 def test_an_empty_loader_is_named():
-    with pytest.raises(InputError, match="fitting data is empty"):
+    with pytest.raises(InputError, match="fitting data are empty"):
         FitGMM().fit(nn.Linear(4, 2), [])
 
 
@@ -712,13 +712,13 @@ class Untouched(UsersModule):
 @pytest.mark.parametrize(
     ("data", "given", "message"),
     [
-        ([(X, "ab")], {}, "FitGMM's fitting data must hold targets, but a batch has targets of str"),
+        ([(X, "ab")], {}, "FitGMM's fitting data must have targets, but a batch has targets of str"),
         ([{"image": X, "depth": X, "label": Y}], {}, r"its keys are \['depth', 'image', 'label'\].*`unpack_batch`"),
         ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
         (
             [(X, Y - 1)],
             {},
-            "must hold class labels, but a batch has targets of torch.int64 from -1 to 0. Leave rows without a label out",
+            "must hold class labels, but a batch has targets of torch.int64 from -1 to 0. Remove rows without a label",
         ),
         ([(X, Y)], {"feature_layer": "nose"}, r"`feature_layer`.*it is 'nose'"),
         (
@@ -727,7 +727,7 @@ class Untouched(UsersModule):
             r"a dict with keys \['out'\].*argument `output`",
         ),
         ([(X, Y)], {"predict_fn": lambda model, x: model(x).softmax(1)}, r"returned probabilities"),
-        ([], {}, "FitGMM's fitting data is empty"),
+        ([], {}, "FitGMM's fitting data are empty"),
     ],
 )
 def test_the_first_batch_is_looked_at_before_the_training(data, given, message, make_trainer):

@@ -356,7 +356,7 @@ def test_a_writer_predicts_again_after_a_failure(make_trainer, tmp_path, format)
 def test_existing_files_are_an_error_before_the_first_batch(make_trainer, tmp_path, format):
     model = Failing(nn.Linear(4, 3))
     (tmp_path / f"predictions-rank3.{format}").write_text("old")
-    with pytest.raises(InputError, match=rf"holds predictions already: .*predictions-rank3\.{format}\. Pass"):
+    with pytest.raises(InputError, match=rf"already holds predictions: .*predictions-rank3\.{format}\. Pass"):
         write(make_trainer, model, LOADER, tmp_path, format=format)
     assert names(tmp_path) == [f"predictions-rank3.{format}"]
 
@@ -430,7 +430,7 @@ def test_what_is_no_prediction(make_trainer, tmp_path, value, came):
 
     with pytest.raises(
         InputError,
-        match=rf"`predict_step` of Mine returned {came}\. Use .* `attach=True` to it, as in `FitGMM\(attach=T",
+        match=rf"`predict_step` of Mine returned {came}\. Use .* `attach=True` to a callback, such as `FitGMM\(attach=T",
     ):
         write(make_trainer, Mine(), LOADER, tmp_path, format="csv")
     assert names(tmp_path) == []
@@ -486,7 +486,9 @@ def test_maps_are_written_as_arrays_and_come_back_in_order(make_trainer, tmp_pat
     some = read_predictions(tmp_path, names=["label"])
     assert list(some) == ["label"]
     np.testing.assert_array_equal(some["label"], arrays["label"])
-    with pytest.raises(InputError, match=r"`names` must be columns of the files in .*, but there is no 'labels'"):
+    with pytest.raises(
+        InputError, match=r"`names` must be columns of the files in .*, but they have no column 'labels'"
+    ):
         read_predictions(tmp_path, names=["labels"])
 
 
@@ -538,7 +540,7 @@ def test_columns_that_change(make_trainer, tmp_path, format):
 def test_rows_without_a_known_index(make_trainer, tmp_path):
     loader = DataLoader(DATA, batch_size=4, collate_fn=lambda items: torch.stack([x for x, _ in items[1:]]))
     with pytest.raises(
-        InputError, match="Each of the 3 predictions of batch 0 must have an index, but the sampler gave 4. Add a"
+        InputError, match="Each of the 3 predictions of batch 0 must have an index, but the sampler yielded 4. Add a"
     ):
         write(make_trainer, classifier(), loader, tmp_path, format="csv")
     loader = DataLoader(
@@ -716,7 +718,7 @@ def test_two_processes_write_each_sample_once(run_script):
     assert results["csv", "one row"]["table"]["index"] == list(range(7))  # rank 1's last batch is padding alone
     assert "must not shuffle, but it has a RandomSampler" in found["refused"]["shuffled"]
     assert "has no distributed sampler, so every rank would predict all samples" in found["refused"]["unshared"]
-    assert "Let each batch be a mapping with a key `index`" in found["refused"]["stream"]
+    assert "Make each batch a mapping with a key `index`" in found["refused"]["stream"]
 
 
 SPAWNED = """

@@ -134,7 +134,7 @@ def test_the_expected_share_of_missed_positions_is_at_most_the_one_asked_for():
 def test_too_few_inputs_put_everything_into_every_set():
     logits, target = labels(5, 0)
     prediction = BernoulliPrediction(logits[None])
-    with pytest.warns(UserWarning, match="all labels or classes into every set: too few inputs"):
+    with pytest.warns(UserWarning, match="all labels or classes into every set, because there are too few inputs"):
         control = ConformalRiskControl(alpha=0.1).fit_predictions(prediction, target)
     assert control.sets(prediction).all()
     target[:, 2] = 0
@@ -157,7 +157,7 @@ def test_a_row_from_which_nothing_can_be_predicted_keeps_everything():
 @pytest.mark.parametrize(
     ("prediction", "text"),
     [
-        (CategoricalPrediction(torch.zeros(1, 5, 3)), "of several labels, or of maps of classes"),
+        (CategoricalPrediction(torch.zeros(1, 5, 3)), "several labels or maps of classes"),
         (PointPrediction(torch.zeros(1, 5, 1)), "but it is a PointPrediction"),
     ],
 )

@@ -219,7 +219,7 @@ def test_a_plain_module_with_arguments_is_asked_for(tmp_path):
     save_fitted(path, model, [TemperatureScaling().fit(model, VAL)])
     with pytest.raises(
         InputError,
-        match=r"Narrow, which cannot be built from it: the file does not hold its arguments width\. Pass argument `network`",
+        match=r"Narrow, which cannot be built from the file: it lacks the arguments width\. Pass an instance",
     ):
         load_fitted(path)
     assert load_fitted(path, Narrow())(TEST_X)["probs"].shape == (31, 2)
@@ -252,25 +252,23 @@ def test_errors_name_the_file_that_was_written_and_no_other(tmp_path, make_train
     model = ours()
     temperature = TemperatureScaling().fit(model, VAL)
     other = ours()
-    with pytest.raises(
-        NotFittedError, match=r"Load the weights it was fitted on, or call `fit\(model, loader\)` again"
-    ):
+    with pytest.raises(NotFittedError, match=r"Load the weights of the fit, or call `fit\(model, loader\)` again"):
         temperature.check_fitted(other)
-    with pytest.raises(NotFittedError, match="It was fitted on other weights: load these .`save_fitted` writes"):
+    with pytest.raises(NotFittedError, match="It was fitted on other weights: load those .`save_fitted` writes"):
         make_trainer(callbacks=[temperature]).test(other, VAL, verbose=False)
     path = tmp_path / "model-uq.ckpt"
     save_fitted(path, model, [temperature])
-    with pytest.raises(NotFittedError, match=r"fitted on \(.*model-uq.ckpt\), or call"):
+    with pytest.raises(NotFittedError, match=r"weights of the fit \(.*model-uq.ckpt\), or call"):
         temperature.check_fitted(other)
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    with pytest.raises(NotFittedError, match=r"Load the weights that it was fitted on \(.*model-uq.ckpt\)"):
+    with pytest.raises(NotFittedError, match=r"Load the weights of the fit \(.*model-uq.ckpt\)"):
         model.predict(TEST_X)
     temperature.fit(other, VAL)  # of which no file tells
     assert temperature.uq_ckpt_path is None
-    with pytest.raises(NotFittedError, match=r"Load the weights it was fitted on, or"):
+    with pytest.raises(NotFittedError, match=r"Load the weights of the fit, or"):
         temperature.check_fitted(model)
-    with pytest.raises(NotFittedError, match="Pass `ckpt_path=` the -uq.ckpt that the fit, or `save_fitted`, wrote"):
+    with pytest.raises(NotFittedError, match="Pass the -uq.ckpt that the fit or `save_fitted` wrote as `ckpt_path`"):
         make_trainer(callbacks=[TemperatureScaling()]).test(ours(), VAL, verbose=False)
 
 
@@ -300,21 +298,27 @@ def test_callbacks_that_do_not_go_into_a_file(tmp_path):
     for callbacks, error, match in (
         ([], InputError, "`callbacks` must be a list of fitted callbacks, but it is empty"),
         (one, InputError, "`callbacks` must be a list .* but it is a TemperatureScaling"),
-        ([one, OODDetection({"far": loader()})], InputError, "but OODDetection has no such state: leave it out"),
-        ([one, TemperatureScaling()], InputError, "two callbacks with the key 'TemperatureScaling': pass a `name=`"),
-        ([one, FitGMM()], NotFittedError, r"FitGMM is not fitted: call `fit\(model, loader\)` first"),
-        ([of_predictions], NotFittedError, "ConformalSets was fitted to predictions in memory, so it belongs to no"),
-        ([TemperatureScaling().fit(Plain(), VAL)], NotFittedError, "was fitted on other weights than `model` has"),
+        ([one, OODDetection({"far": loader()})], InputError, "but OODDetection has no such state. Leave it out"),
+        ([one, TemperatureScaling()], InputError, "two callbacks with the key 'TemperatureScaling'. Pass a `name=`"),
+        ([one, FitGMM()], NotFittedError, r"FitGMM is not fitted. Call `fit\(model, loader\)` first"),
+        (
+            [of_predictions],
+            NotFittedError,
+            "ConformalSets was fitted to predictions in memory, so its weights are unknown",
+        ),
+        ([TemperatureScaling().fit(Plain(), VAL)], NotFittedError, "was fitted on other weights than those of `model`"),
     ):
         with pytest.raises(error, match=match):
             save_fitted(path, model, callbacks)
     save_fitted(path, model, [one, TemperatureScaling(name="two").fit(model, VAL)])
     for cast in (model.bfloat16(), changed(model)):
-        with pytest.raises(NotFittedError, match=r"other weights than `model` has, or before their precision changed"):
+        with pytest.raises(
+            NotFittedError, match=r"other weights than those of `model`, or before their precision changed"
+        ):
             save_fitted(path, cast, [one])
     with pytest.raises(InputError, match="`model` must be a torch.nn.Module, but its type is str"):
         save_fitted(path, "model", [one])
-    with pytest.raises(InputError, match="`path` must name a file, but its type is Plain"):
+    with pytest.raises(InputError, match="`path` must be the path of a file, but its type is Plain"):
         save_fitted(model, path, [one])
 
 
@@ -325,14 +329,14 @@ def test_paths_that_cannot_be(tmp_path):
     torch.save({"state_dict": model.state_dict(), "optimizer_states": []}, training)
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     for path, match in (
-        (tmp_path / "missing" / "a.ckpt", "must be in a directory that exists, but there is no .*missing: create it"),
-        (tmp_path, "must name a file, but .* is a directory"),
+        (tmp_path / "missing" / "a.ckpt", "must be in an existing directory, but .*missing does not exist. Create it"),
+        (tmp_path, "must be a file, but .* is a directory"),
         (
             tmp_path / "last-uq.ckpt",
-            "last-uq.ckpt, which Lightning takes for a checkpoint to resume .* call it model-uq",
+            "would resume from a file named last-uq.ckpt. Use a name such as model-uq",
         ),
-        (training, "must not name a checkpoint of a training, which would be lost"),
-        (tmp_path / "text.ckpt", "must be free, or name a file of this kind, but .* cannot be read"),
+        (training, "a training checkpoint, which would be overwritten"),
+        (tmp_path / "text.ckpt", "must not exist, or be a file of this kind, but .* cannot be read"),
     ):
         with pytest.raises(InputError, match=match):
             save_fitted(path, model, callbacks)
@@ -362,7 +366,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
 
 def test_a_hook_that_needs_a_trainer_is_named(tmp_path):
     model = NeedsTrainer()
-    with pytest.raises(InputError, match="The `on_save_checkpoint` of NeedsTrainer failed without a Trainer"):
+    with pytest.raises(InputError, match="`on_save_checkpoint` of NeedsTrainer failed without a Trainer"):
         save_fitted(tmp_path / "a.ckpt", model, [TemperatureScaling().fit(model, VAL)])
 
 
@@ -428,7 +432,7 @@ def test_two_ranks_write_one_file_and_fail_together(run_script):
     assert (first.pop(), second.pop()) == (1, 0)  # who has written
     assert first == second
     assert first[:2] == [True, ["probs"]]
-    assert first[2].startswith("InputError: `path` must be in a directory that exists")
+    assert first[2].startswith("InputError: `path` must be in an existing directory")
     assert first[3].startswith("NotFittedError: TemperatureScaling is not fitted")
     assert first[4] is False
 
@@ -472,7 +476,7 @@ def test_what_was_read_goes_into_the_file_too(tmp_path):
     temperature = TemperatureScaling().fit(module, val)
     alarm = OODAlarm().fit(module, val, after=[gmm])
     with pytest.raises(
-        InputError, match="OODAlarm judges the score of a density or distance, such as FitGMM's. Pass that"
+        InputError, match="OODAlarm was fitted to the score of a density or distance, such as FitGMM's. Pass that"
     ):
         save_fitted(tmp_path / "a.ckpt", module, [alarm, temperature])
     with pytest.raises(

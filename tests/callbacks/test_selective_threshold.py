@@ -61,7 +61,7 @@ def test_metrics_are_the_share_and_the_error_rate():
 
 def test_what_cannot_be_certified_is_not_answered():
     prediction, target = drawn(10, 0)
-    with pytest.warns(UserWarning, match="certifies no threshold, so nothing is answered"):
+    with pytest.warns(UserWarning, match="certifies no threshold, so no row is answered"):
         selective = SelectiveThreshold(risk=0.01).fit_predictions(prediction, target)
     assert not selective.answered(prediction).any()
 

@@ -647,17 +647,17 @@ class Spy(Callback):
 @pytest.mark.parametrize(
     ("module", "loaders", "kwargs", "match"),
     [
-        (UsersModule, [loader()], {}, "Scaling needs one validation loader to be fitted on, but the Trainer has none"),
+        (UsersModule, [loader()], {}, "Scaling needs exactly one validation loader, but the Trainer has none"),
         (UsersModule, [loader(), [val_loader(), val_loader()]], {}, "but the Trainer has 2"),
         (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has none"),
-        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "must hold targets, but a batch has none"),
+        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "must have targets, but a batch has none"),
         (
             UsersModule,
             [loader(), loader(VAL_X, VAL_X)],
             {},
             "does not fit Classification.*integer class labels, but they are torch.float32",
         ),
-        (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "fitting data is empty"),
+        (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "fitting data are empty"),
         (
             lambda: DeterministicModule(nn.Linear(4, 2), task="regression"),
             [loader(X, X[:, :1]), loader(VAL_X, VAL_X[:, :1])],
@@ -697,7 +697,8 @@ def test_what_is_no_loader_is_told_before_training(make_trainer, make):
 def test_two_calibrations_of_one_prediction_are_refused(make_trainer):
     both = [TemperatureScaling(), VectorScaling()]
     with pytest.raises(
-        InputError, match="carries one calibration, but the Trainer has TemperatureScaling and VectorScaling. Keep one"
+        InputError,
+        match="can carry one calibration, but the Trainer has TemperatureScaling and VectorScaling. Keep one",
     ):
         make_trainer(callbacks=both).fit(deterministic(), loader(), val_loader())
 

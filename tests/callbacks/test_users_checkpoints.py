@@ -167,10 +167,10 @@ def test_left_out_hyper_parameters_are_told_once_and_asked_for(make_trainer, tmp
         temperature, _, _ = fit(make_trainer, tmp_path, template(act=nn.ReLU()))
     path = temperature.uq_ckpt_path
     (told,) = [record.message for record in caplog.records if "leaves out" in record.message]
-    assert "-uq.ckpt leaves out hyper_parameters.net, hyper_parameters.optimizer, hyper_parameters.act, since" in told
+    assert "-uq.ckpt leaves out hyper_parameters.net, hyper_parameters.optimizer, hyper_parameters.act, because" in told
     assert "Pass these hyper-parameters again to `load_from_checkpoint`" in told
     assert read_checkpoint(path)["hyper_parameters"] == {"compile": False}
-    with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, act.*Pass argument `network`"):
+    with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, act.*Pass an instance"):
         load_fitted(path)  # the default activation would have passed for the one that was trained
     with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, which.*Pass them in `init_args`"):
         load_model(path, f"{__name__}.Template", init_args={"act": nn.ReLU()})

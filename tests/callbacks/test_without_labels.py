@@ -104,9 +104,9 @@ def test_labels_are_not_looked_at(make_trainer):
         FitGMM(num_components=3).load_state_dict(gmm.state_dict())
     with pytest.raises(InputError, match="`num_components` must be"):
         FitGMM(num_components=0)
-    with pytest.raises(InputError, match="either `labels` or"):
+    with pytest.raises(InputError, match="needs `labels`, or"):
         FitGMM().fit_features(X)
-    with pytest.raises(InputError, match="either `labels` or"):
+    with pytest.raises(InputError, match="needs `labels`, or"):
         FitGMM(num_components=2).fit_features(X, TARGETS)
 
 
@@ -161,5 +161,5 @@ def test_data_without_labels_is_told_what_to_use():
         def forward(self, x):
             return self.head(torch.tanh(self.body(x)))
 
-    with pytest.raises(InputError, match=r"`FitGMM\(num_components=1\)` looks at no labels"):
+    with pytest.raises(InputError, match=r"`FitGMM\(num_components=1\)` needs no labels"):
         FitGMM().fit(Bare(), [X])

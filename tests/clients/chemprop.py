@@ -70,7 +70,7 @@ CLIENTS = [
         "a number per molecule",
         nn.RegressionFFN,
         "",
-        OODDetection="has no score for one network",
+        OODDetection="has no score for a single network",
     ),
     regressor(
         "chemprop MPNN, MveFFN",

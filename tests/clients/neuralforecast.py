@@ -69,7 +69,7 @@ CLIENTS = [
         names=[last_window],
         refused={
             "TemperatureScaling": "calibrates probabilities",
-            "OODDetection": "has no score for one network",
+            "OODDetection": "has no score for a single network",
         },
         target_of=lambda batch: last_window(batch)[1],
         input_of=lambda batch: last_window(batch)[0],

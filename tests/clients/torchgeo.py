@@ -96,7 +96,7 @@ CLIENTS = [
         lines={"PredictionWriter": 'format="npz"'},
         refused={
             "TemperatureScaling": "calibrates probabilities",
-            "OODDetection": "has no score for one network",
+            "OODDetection": "has no score for a single network",
         },
     ),
 ]

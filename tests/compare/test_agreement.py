@@ -48,7 +48,9 @@ def test_rows_of_a_module_with_other_arguments_are_not_kept(tmp_path):
 def test_further_seeds_go_on_and_nothing_is_trained_twice(tmp_path):
     one = replace(QUICK, seeds=1)
     run(tmp_path, one)
-    with pytest.raises(InputError, match=r"not complete: gaussian, conformal lacks seeds. Go on with `resume`"):
+    with pytest.raises(
+        InputError, match=r"an incomplete comparison: gaussian, conformal lacks seeds. Continue it with `resume`"
+    ):
         run(tmp_path, replace(one, seeds=3))
     more, log = run(tmp_path, replace(one, seeds=3), resume=True)
     assert (log.begun, log.trained_methods) == ((3, 1), [("gaussian", 1), ("gaussian", 2)])
@@ -60,7 +62,9 @@ def test_further_seeds_go_on_and_nothing_is_trained_twice(tmp_path):
 
 def test_no_row_silently_lacks_further_seeds(tmp_path):
     run(tmp_path, replace(QUICK, seeds=1))
-    with pytest.raises(InputError, match=r"its rows of conformal would lack the further seeds. Add these to `methods`"):
+    with pytest.raises(
+        InputError, match=r"its rows of conformal would lack the additional seeds. Add these methods to `methods`"
+    ):
         run(tmp_path, replace(QUICK, methods=("gaussian",)), resume=True)
 
 
@@ -159,7 +163,7 @@ def unseeded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_methods_are_never_compared_on_different_test_rows(unseeded, jobs, tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(InputError, match=r"Unseeded gives other test rows each time it is built.*Seed its split"):
+    with pytest.raises(InputError, match=r"Unseeded has different test rows each time it is built.*Seed its split"):
         run(tmp_path / "run", unseeded, jobs=jobs)
     assert not contents(tmp_path / "run")
 
@@ -185,7 +189,7 @@ def test_data_that_change_while_the_comparison_runs_end_it(tmp_path, monkeypatch
             np.savez(file, x=x, y=x[:, 1])
 
     log = Change()
-    with pytest.raises(InputError, match="the test rows of mine have changed since the comparison began"):
+    with pytest.raises(InputError, match="The test rows of mine have changed since the start of the comparison"):
         compare(replace(QUICK, data=str(file), methods=("gaussian",)), log)
     assert log.trained_methods == [("gaussian", 0)]
 
@@ -210,7 +214,7 @@ def test_the_plan_finds_the_monitor_once(monkeypatch):
 def test_an_unknown_baseline_is_refused_before_any_training(tmp_path):
     with pytest.raises(InputError, match=r"`baseline` is 'nope', but no method for regression has this name"):
         run(tmp_path, replace(QUICK, baseline="nope"))
-    with pytest.raises(InputError, match=r"`baseline` is 'evidential', but the methods that are compared are gaussian"):
+    with pytest.raises(InputError, match=r"`baseline` is 'evidential', but the compared methods are gaussian"):
         run(tmp_path, replace(QUICK, baseline="evidential"))
     assert not contents(tmp_path)
     run(tmp_path, replace(QUICK, methods=("evidential",), seeds=1))

@@ -57,8 +57,8 @@ def test_arguments_of_a_table_come_from_the_file(folder):
     [
         ({"spe": ";"}, {}, "TableDataModule has no argument `spe`"),
         ({"seed": 3, "target": "x"}, {}, "`config`: data.init_args must not hold target, seed, which the comparison"),
-        ({"path": "a.csv"}, {}, "data.init_args must not hold path, .* name its class: `data_module`"),
-        ({"drop": ["id"]}, {"data": "digits", "target": ()}, "data='digits' takes no `drop`"),
+        ({"path": "a.csv"}, {}, "data.init_args must not hold path, .* pass its class as `data_module`"),
+        ({"drop": ["id"]}, {"data": "digits", "target": ()}, "data='digits' takes no argument `drop`"),
         (
             {"drop": ["id"]},
             {"data": "testbed", "target": (), "problem": "x.npz", "recipe": Recipe()},
@@ -80,7 +80,7 @@ def test_errors_say_what_a_user_of_the_command_writes(folder, capsys):
     table.to_csv("rare.csv", index=False)
     assert main(["compare", "--data", "rare.csv", "--target", "cars"]) == 2
     assert "class 0 has 1. Merge it" in (error := capsys.readouterr().err)
-    assert "not classes, pass --task regression." in error
+    assert "rather than classes, pass --task regression." in error
 
 
 def test_a_file_of_out_of_distribution_rows_is_detected(folder):

@@ -88,10 +88,10 @@ def test_the_command_line_tells_and_succeeds(tmp_path, capsys):
     assert main(["compare", "--data", "diabetes", *arguments, "--out", str(tmp_path)]) == 0
     error = capsys.readouterr().err
     assert "Left out explodes: it diverged at seed 1" in error
-    assert "explodes, the baseline that was asked for, has no row. gaussian takes its place." in error
+    assert "explodes, the requested baseline, has no row. gaussian replaces it." in error
     page = (tmp_path / "report.html").read_text()
     assert "diverged at seed 1" in page
-    assert "gaussian takes its place" in page
+    assert "gaussian replaces it" in page
 
 
 def test_a_fit_after_the_training_costs_its_own_row_alone():
@@ -110,7 +110,7 @@ def test_a_fit_that_fails_in_the_trial_is_found_there():
 
 
 def test_where_none_is_left_it_is_an_error(tmp_path):
-    with pytest.raises(NotFiniteError, match=r"methods: none has a row. explodes: it diverged at seed 1"):
+    with pytest.raises(NotFiniteError, match=r"methods: No method has a row. explodes: it diverged at seed 1"):
         run(tmp_path, replace(QUICK, methods=("explodes",)))
 
 
@@ -147,7 +147,7 @@ def test_a_training_that_a_metric_stopped_is_told(tmp_path, monkeypatch):
         data="diabetes", module="lit_nan:LitNan", methods=("module",), seeds=1, recipe=Recipe(max_epochs=9)
     )
     found, _ = run(tmp_path / "run", mine)
-    told = "Trainings stopped early, since a validation metric was not finite: module, seed 0, after 2 epochs, as val_mse was nan."
+    told = "Trainings stopped early, because a validation metric was not finite: module, seed 0, after 2 epochs, as val_mse was nan."
     assert found.results()["notes"] == [told]
     assert run(tmp_path / "run", mine)[0].results()["notes"] == [told]  # read from the record
     assert run(None, replace(QUICK, seeds=1))[0].results()["notes"] == []

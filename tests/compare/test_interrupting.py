@@ -57,7 +57,7 @@ def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs)
         process.send_signal(number)
         out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error.splitlines()[-1] == "lightning-uq: interrupted after 2 of 4 trainings. Go on with --resume."
+    assert error.splitlines()[-1] == "lightning-uq: interrupted after 2 of 4 trainings. Continue with --resume."
     assert "Traceback" not in error
     assert "slow has no row: 2 of 2 seeds are missing." in error
     shown = [line.split()[0] for line in out.splitlines() if line.startswith(("gaussian ", "conformal ", "slow "))]
@@ -66,7 +66,7 @@ def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs)
     assert [row["method"] for row in found["rows"]] == ["gaussian", "conformal"]
     assert found["rows"] == uninterrupted["rows"][:2]
     assert found["missing"] == {"slow": 2}
-    assert found["verdict"] == ["There is no verdict, since the comparison is not complete."]
+    assert found["verdict"] == ["There is no verdict, because the comparison is incomplete."]
     assert found["verdict"][0] in out
     assert "<html" in (tmp_path / "run/report.html").read_text()
 
@@ -121,7 +121,7 @@ def test_an_interrupt_that_something_swallows_ends_the_run_after_the_training(tm
     with start(tmp_path, *COMMAND, "--methods", "gaussian,deaf_method.py") as process:
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
-    assert error.splitlines()[-1] == "lightning-uq: interrupted after 3 of 4 trainings. Go on with --resume."
+    assert error.splitlines()[-1] == "lightning-uq: interrupted after 3 of 4 trainings. Continue with --resume."
 
 
 @pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])

@@ -23,7 +23,7 @@ def test_a_second_comparison_is_refused(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         holder(tmp_path, other.pid)
         with pytest.raises(
-            InputError, match=rf"`out`: process {other.pid} on .* writes a comparison to .*; wait for it"
+            InputError, match=rf"`out`: process {other.pid} on .* is writing a comparison to .*. Wait for it"
         ):
             run(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
@@ -35,14 +35,14 @@ def test_a_second_comparison_is_refused(tmp_path):
 
 def test_a_process_of_another_machine_cannot_be_asked(tmp_path):
     holder(tmp_path, 1, "elsewhere")
-    with pytest.raises(InputError, match=rf"process 1 on elsewhere .* if there is no such process, delete .*{LOCK}"):
+    with pytest.raises(InputError, match=rf"process 1 on elsewhere .* If there is no such process, delete .*{LOCK}"):
         run(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
 def test_a_lock_that_is_being_written_counts(tmp_path, content):
     (tmp_path / LOCK).write_text(content)
-    with pytest.raises(InputError, match="another process writes a comparison"), locked(tmp_path):
+    with pytest.raises(InputError, match="another process is writing a comparison"), locked(tmp_path):
         pass
 
 

@@ -155,7 +155,9 @@ def test_a_forward_that_fails_is_told_without_hints_on_the_task():
     with pytest.raises(InputError) as raised:
         plan("LitClassifier", data="diabetes")
     text = str(raised.value)
-    assert text.startswith("`module` LitClassifier: its forward failed on inputs [32, 10]: RuntimeError: mat1 and mat2")
+    assert text.startswith(
+        "The `forward` of `module` LitClassifier failed on inputs [32, 10]: RuntimeError: mat1 and mat2"
+    )
     assert "`task`" not in text
 
 
@@ -175,12 +177,12 @@ def test_contradictions_are_found_before_any_training(module, arguments, message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {}}, r"holds model, but it may hold module, data alone"),
+        ({"model": {}}, r"holds model, but it may only hold module, data"),
         ({"module": {"hidden": 3}}, r"module of .* holds hidden"),
-        ({"module": {"init_args": {"hiden": 3}}}, r"`config` does not fit LitClassifier.*hiden"),
-        ({"module": {"init_args": {"hidden": "many"}}}, r"`config` does not fit LitClassifier.*hidden"),
+        ({"module": {"init_args": {"hiden": 3}}}, r"`config` does not match LitClassifier.*hiden"),
+        ({"module": {"init_args": {"hidden": "many"}}}, r"`config` does not match LitClassifier.*hidden"),
         ({"module": {"class_path": "other.Module"}}, r"`module` is .* but module.class_path of `config` is"),
-        ({"data": {"init_args": {"num": 3}}}, r"data='digits' takes no `num`"),
+        ({"data": {"init_args": {"num": 3}}}, r"data='digits' takes no argument `num`"),
         ({"module": {"task": "binary"}}, r"The outputs of `module` LitClassifier cannot be read for the data's task, classification"),
         ({"module": {"monitor": "val_auc"}}, r"`monitor` of module is 'val_auc', but its validation logs val_acc, val_loss"),
     ],

@@ -12,7 +12,7 @@ from rich.console import Console
 from lightning_uq.compare.progress.estimate import Estimate
 from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.progress.terminal import TerminalProgress
-from lightning_uq.compare.progress.warning_notes import told_warnings
+from lightning_uq.compare.progress.warning_notes import reported_warnings
 from lightning_uq.compare.training.isolation import IsolatedCallbacks
 
 
@@ -159,7 +159,7 @@ def test_warnings_name_the_method_at_work_and_come_once():
     progress = Told()
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        with told_warnings(progress, "softmax", 3):
+        with reported_warnings(progress, "softmax", 3):
             for _ in range(2):
                 warnings.warn("a\nb", stacklevel=1)
             callback = LambdaCallback(on_train_end=lambda *_: warnings.warn("at its bound", stacklevel=1))
@@ -169,5 +169,5 @@ def test_warnings_name_the_method_at_work_and_come_once():
 
 
 def test_without_a_terminal_a_warning_stays_one():
-    with pytest.warns(UserWarning, match="^softmax, seed 3: a$"), told_warnings(Progress(), "softmax", 3):
+    with pytest.warns(UserWarning, match="^softmax, seed 3: a$"), reported_warnings(Progress(), "softmax", 3):
         warnings.warn("a", stacklevel=1)

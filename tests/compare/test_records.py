@@ -44,7 +44,7 @@ def test_a_file_that_was_cut_is_no_record(tmp_path):
     make_record().save(tmp_path)
     path = record_path(tmp_path, "softmax", 3)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="is no record of a comparison"):
+    with pytest.raises(InputError, match="is not a record of a comparison"):
         Record.load(path)
 
 

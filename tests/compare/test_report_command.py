@@ -57,8 +57,8 @@ def test_the_page_is_that_of_the_run(run_dir, tmp_path, capsys):
 
 
 def test_what_is_no_run(run_dir, tmp_path, capsys):
-    assert fails(capsys, "report", tmp_path / "gone").endswith("gone is not there; a run is a directory.")
-    assert "neither a run nor holds runs" in fails(capsys, "report", tmp_path)
+    assert fails(capsys, "report", tmp_path / "gone").endswith("gone does not exist. A run is a directory.")
+    assert "is not a run and contains no runs" in fails(capsys, "report", tmp_path)
     path = tmp_path / "results.json"
     path.write_text("{")
     assert "is not valid JSON" in fails(capsys, "report", tmp_path)
@@ -211,7 +211,7 @@ def test_runs_on_one_data_set_count_as_one():
     report = make_index(runs)
     assert ranks(report) == {"a": 1.5, "b": 1.5}
     assert report.verdict == [
-        "a and b share the best mean rank over 2 data sets (1.50 of 2). Ranks of methods that are tied say nothing."
+        "a and b share the best mean rank over 2 data sets (1.50 of 2). Ranks of tied methods are meaningless."
     ]
     assert any("count as one data set" in note for note in report.notes)
     assert ranks(make_index({"one": runs["one"], "again": runs["again"]})) == {}
@@ -271,7 +271,7 @@ def test_folders_that_are_no_runs_are_named(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "Skipped logs: it has no results.json." in said
     assert (
-        f"Skipped uci: it has no results.json, but its folders have: make its own page with `lightning-uq report {runs / 'uci'}`."
+        f"Skipped uci: it has no results.json, but its folders do. Make its own page with `lightning-uq report {runs / 'uci'}`."
         in said
     )
     assert ".git" not in said
@@ -293,4 +293,6 @@ def test_runs_of_one_name_are_seeds(tmp_path, capsys):
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert "for further test rows and trainings (5 seeds)" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "runs" / "net4")
-    assert "each method needs as many, but they are: better 5, net 4" in fails(capsys, "report", tmp_path / "runs")
+    assert "all methods need the same number of seeds, but there are better 5, net 4" in fails(
+        capsys, "report", tmp_path / "runs"
+    )

@@ -92,7 +92,9 @@ def test_an_interrupted_run_is_neither_completed_nor_overwritten_unasked(tmp_pat
     done, _ = run(tmp_path)
     (tmp_path / "records/conformal-1.npz").unlink()
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"conformal lacks seeds. Go on with `resume`, or start anew with `overwrite`"):
+    with pytest.raises(
+        InputError, match=r"conformal lacks seeds. Continue it with `resume`, or start again with `overwrite`"
+    ):
         run(tmp_path)
     assert contents(tmp_path) == before
     resumed, log = run(tmp_path, resume=True)
@@ -120,14 +122,14 @@ def test_resuming_what_is_not_there_begins(tmp_path):
         ),
         (
             {"data": "digits", "methods": ("softmax",)},
-            "`data`: digits does not hold the same samples as diabetes when the comparison in .* began",
+            "`data`: The samples of digits differ from those of diabetes at the start of the comparison in .*",
         ),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"resume": True}])
 def test_another_configuration_is_refused(finished, change, message, options):
     before = contents(finished)
-    with pytest.raises(InputError, match=message + r"\. Choose another `out`, or start anew with `overwrite`\."):
+    with pytest.raises(InputError, match=message + r"\. Choose another `out`, or start again with `overwrite`\."):
         run(finished, replace(QUICK, **change), **options)
     assert contents(finished) == before
 
@@ -157,7 +159,7 @@ def test_data_may_move_but_not_change(tmp_path):
     moved = replace(own, data=table(tmp_path / "there/mine.npz"))
     assert run(tmp_path / "run", moved)[1].trained_methods == []
     table(tmp_path / "mine.npz", shift=0.5)  # one number of one row
-    with pytest.raises(InputError, match=r"`data`: .*mine.npz does not hold the same samples"):
+    with pytest.raises(InputError, match=r"`data`: The samples of .*mine.npz differ"):
         run(tmp_path / "run", own, resume=True)
 
 
@@ -220,7 +222,7 @@ def test_a_data_module_of_ones_own(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"`config: data` is .*'shift': 1.0"):
         run(tmp_path / "run", with_shift(1.0))
     (tmp_path / "own_rows.py").write_text(OWN + "# changed\n")
-    with pytest.raises(InputError, match="`data_module`: the file of the data module has changed"):
+    with pytest.raises(InputError, match="`data_module`: The file of the data module has changed"):
         run(tmp_path / "run", with_shift(0.0))
 
 
@@ -265,7 +267,7 @@ def test_overwriting_removes_its_own_files_alone(tmp_path):
     left = {path.as_posix() for path in contents(tmp_path)}
     assert left >= set(others)
     assert left - set(others) == {"run.json", "results.json", "records/evidential-0.npz"}
-    with pytest.raises(InputError, match="`resume` goes on with a comparison and `overwrite` removes it"):
+    with pytest.raises(InputError, match="`resume` continues a comparison, and `overwrite` removes it"):
         run(tmp_path, overwrite=True, resume=True)
 
 
@@ -282,7 +284,7 @@ def test_results_that_no_state_explains_are_refused(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"{}")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"holds .*Choose another `out`, or start anew with `overwrite`"):
+    with pytest.raises(InputError, match=r"holds .*Choose another `out`, or start again with `overwrite`"):
         run(tmp_path)
     assert contents(tmp_path) == before
 
@@ -291,7 +293,7 @@ def test_results_that_no_state_explains_are_refused(tmp_path, name):
 def test_a_broken_state_is_refused(tmp_path, text):
     run(tmp_path, replace(QUICK, methods=("gaussian",), seeds=1))
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(InputError, match=r"run\.json .*Choose another `out`, or start anew with `overwrite`"):
+    with pytest.raises(InputError, match=r"run\.json .*Choose another `out`, or start again with `overwrite`"):
         run(tmp_path, resume=True)
 
 

@@ -59,7 +59,7 @@ def test_only_when_asked(tmp_path):
     one = replace(DIABETES, methods=("gaussian",))
     compare(one, None, tmp_path)
     assert not (tmp_path / "predictions").exists()
-    with pytest.raises(InputError, match=r"`save_predictions` is given, but the comparison in .* began without it"):
+    with pytest.raises(InputError, match=r"`save_predictions` is set, but the comparison in .* was started without it"):
         compare(one, None, tmp_path, SAVING)
     compare(one, None, tmp_path, RunOptions(save_predictions=True, overwrite=True))
     assert (tmp_path / "predictions/gaussian-0.npz").is_file()

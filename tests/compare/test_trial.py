@@ -86,7 +86,7 @@ def test_results_tell_what_was_left_out(tmp_path):
     assert left_out == {"broken": "KeyError: 'no such thing'"}
     done = compare(Configuration(methods=("softmax",), **ONE))
     assert replace(done, left_out=left_out).results()["left_out"] == left_out
-    with pytest.raises(InputError, match="none can run on digits. broken: KeyError"):
+    with pytest.raises(InputError, match="No method can run on digits. broken: KeyError"):
         try_methods({"broken": [method]}, known, set(), problem, Configuration(**ONE))
 
 

@@ -66,7 +66,7 @@ def test_trials_are_numbered_and_their_outcome_is_told(tuned):
     comparison, log, _ = tuned
     names = ("dropout", "gaussian")
     assert sorted(log.trials) == [(name, seed, number, 3) for name in names for seed in (0, 1) for number in (1, 2, 3)]
-    assert "4 trainings for 3 methods with 2 seeds: some methods read the network of another one." in log.notes
+    assert "4 trainings for 3 methods with 2 seeds: some methods use the network of another one." in log.notes
     for name in names:
         for seed in (0, 1):
             (said,) = (note for note in log.notes if note.startswith(f"{name}, seed {seed}: the best of 3 trials has "))
@@ -171,10 +171,10 @@ def test_resumed_tuning_draws_and_finds_the_same(tuned, tmp_path):
             if len(self.trained_seeds) == 2:
                 raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"interrupted after 2 of 16 trainings. Go on with --resume."):
+    with pytest.raises(Interrupted, match=r"interrupted after 2 of 16 trainings. Continue with --resume."):
         compare(QUICK, Stop(), tmp_path)
     assert len(trials(tmp_path)["gaussian"]["0"]) == 2
-    with pytest.raises(InputError, match="Go on with `resume`, or start anew with `overwrite`"):
+    with pytest.raises(InputError, match="Continue it with `resume`, or start again with `overwrite`"):
         compare(QUICK, None, tmp_path)
     log = Log()
     resumed = compare(QUICK, log, tmp_path, RunOptions(resume=True))

@@ -116,7 +116,7 @@ def test_a_foreign_module_is_measured_as_the_trainers_callbacks_calibrate_it(mak
     assert mean(results, "nll") == pytest.approx(logged["uq/test_nll_calibrated"].item(), rel=1e-5)
     assert mean(results, "nll") < logged["uq/test_nll"].item() - 0.01
     assert logged["report/nll"].item() == pytest.approx(mean(results, "nll"), rel=1e-5)
-    assert "The predictions are those that TemperatureScaling calibrated." in (folder / "report.html").read_text()
+    assert "The predictions were calibrated by TemperatureScaling." in (folder / "report.html").read_text()
     names = {path.name for path in (tmp_path / "logs").rglob("*.png")}  # the diagram once
     assert names == {"test_reliability-0000000.png", "test_risk_coverage-0000000.png"}
     assert model.predict_step.__func__ is LightningModule.predict_step
@@ -224,7 +224,7 @@ def test_refusals(make_trainer, tmp_path):
     with pytest.raises(InputError, match="one of the 1 test loaders, but it is 2"):
         make_trainer(callbacks=[UncertaintyReport(tmp_path / "a", in_distribution=2)]).test(Users(), data)
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(InputError, match="`directory` holds results already"):
+    with pytest.raises(InputError, match="`directory` already holds results"):
         make_trainer(callbacks=[UncertaintyReport(tmp_path)]).test(Users(), data)
 
     class Iterates(Users):

@@ -94,5 +94,5 @@ def test_rows_that_are_all_right_do_not_prove_underconfidence():
     confidence = 0.95 + 0.001 * torch.rand(35, generator=draw())
     one = record({"confidence": confidence, "correct": torch.ones(35, dtype=torch.bool)})
     verdict = make_own_verdict({"method": "net"}, one, {}, "max_softmax")
-    assert any("cannot tell from calibrated" in sentence for sentence in verdict)
+    assert any("is consistent with a calibrated module" in sentence for sentence in verdict)
     assert "rest on only 35 rows" in verdict[-1]

@@ -450,22 +450,22 @@ BAD = {
     ),
     "unused": (
         lambda p: {**p, "res_net/~/res_block_v1_6/~/conv0/w": np.zeros(1), "other/b": np.zeros(1)},
-        "`params` must hold the arrays of ENNResNetV1 alone, but it also holds 'res_net/~/res_block_v1_6/~/conv0/w' "
+        "`params` must hold only the arrays of ENNResNetV1, but it also holds 'res_net/~/res_block_v1_6/~/conv0/w' "
         "and 1 more.",
     ),
     "shape": (
         lambda p: {**p, "res_net/~/res_block_v1_2/~/conv0/w": np.zeros((3, 3, 32, 16))},
-        "'res_net/~/res_block_v1_2/~/conv0/w' must fit the weight [32, 16, 3, 3] of a SameConv2d, but its shape is "
+        "'res_net/~/res_block_v1_2/~/conv0/w' must match the weight [32, 16, 3, 3] of a SameConv2d, but its shape is "
         "[16, 32, 3, 3] after its axes are moved.",
     ),
     "scale": (
         lambda p: {**p, "res_net/~/initial_batchnorm/scale": np.zeros((1, 1, 1, 3))},
-        "'res_net/~/initial_batchnorm/scale' must fit the weight [16] of a DebiasedBatchNorm2d, but its shape is [3] after "
+        "'res_net/~/initial_batchnorm/scale' must match the weight [16] of a DebiasedBatchNorm2d, but its shape is [3] after "
         "its axes are moved.",
     ),
     "classes": (
         lambda p: {**p, "res_net/~/final_fc/w": np.zeros((64, 7)), "res_net/~/final_fc/b": np.zeros(7)},
-        "'res_net/~/final_fc/w' must fit the weight [5, 64] of a Linear, but its shape is [7, 64] after its axes are moved.",
+        "'res_net/~/final_fc/w' must match the weight [5, 64] of a Linear, but its shape is [7, 64] after its axes are moved.",
     ),
     "empty": (
         lambda p: {},

@@ -28,9 +28,9 @@ def test_a_convolution_is_hwio():
 
 def test_objects_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match="without Python objects"):
+    with pytest.raises(InputError, match="plain arrays"):
         read_haiku(tmp_path / "a.npz")
-    with pytest.raises(InputError, match="without Python objects"):
+    with pytest.raises(InputError, match="plain arrays"):
         read_haiku(tmp_path / "missing.npz")
     np.savez(tmp_path / "b.npz", **{"linear/w": np.eye(2)})
     assert torch.equal(read_haiku(tmp_path / "b.npz")["linear/w"], torch.eye(2, dtype=torch.float64))
@@ -45,9 +45,9 @@ def test_objects_are_not_unpickled(tmp_path):
         ),
         (
             {"a/w": np.zeros((3, 2)), "a/b": np.zeros(3)},
-            r"'a/w' must fit .* \[3, 2\] of a Linear, but its shape is \[2, 3\]",
+            r"'a/w' must match .* \[3, 2\] of a Linear, but its shape is \[2, 3\]",
         ),
-        ({"a/w": np.zeros((2, 3))}, "The bias of a Linear and 'a/b' do not go together: there is none"),
+        ({"a/w": np.zeros((2, 3))}, "The bias of a Linear and 'a/b' cannot be combined: there is none"),
         ({}, "but it holds 0"),
     ],
 )
@@ -60,5 +60,5 @@ def test_members_and_heads_have_to_be_there():
     with pytest.raises(InputError, match="2 members on axis 0"):
         load_haiku(EnsembleNetwork([nn.Linear(2, 3) for _ in range(2)]), {"a/w": np.zeros((3, 2, 3))})
     unbuilt = EpinetNetwork(nn.Identity(), feature_layers="<output>")
-    with pytest.raises(InputError, match="head is not built yet: call"):
+    with pytest.raises(InputError, match="head is not built yet. Call"):
         load_haiku(unbuilt, {})

@@ -219,7 +219,7 @@ def assert_same(found, expected):
 def test_before_the_average_a_callback_is_refused(make_trainer, fitting_case, average):
     callback = fitting_case.build()
     with pytest.raises(
-        InputError, match=r"stands before (EMA|Stochastic)WeightAveraging .* not yet averaged. Swap them"
+        InputError, match=r"stands before (EMA|Stochastic)WeightAveraging .* not averaged yet. Swap them"
     ):
         fit(make_trainer(max_epochs=EPOCHS, callbacks=[callback, average()]), UsersModule())
     assert not callback.fitted
@@ -275,7 +275,7 @@ def test_the_best_weights_are_fitted_and_the_average_in_memory_is_noticed(make_t
     assert_same(callback.state_dict(), expected_state(fitting_case, raw))
     run_test(trainer, UsersModule(), ckpt_path="best", weights_only=True)
     assert_same(callback.state_dict(), expected_state(fitting_case, raw))
-    with pytest.warns(UserWarning, match="fitted on other weights than are now in memory"):
+    with pytest.warns(UserWarning, match="fitted on other weights than those in memory"):
         run_test(trainer, module)
     assert_same(callback.state_dict(), expected_state(fitting_case, module))
 

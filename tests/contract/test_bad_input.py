@@ -267,7 +267,7 @@ def test_fitting_data(fitting_case, kind):
 
 
 @UNTRAINED
-@pytest.mark.filterwarnings("ignore:.*it is fitted again")
+@pytest.mark.filterwarnings("ignore:.*it was fitted again")
 @pytest.mark.axis("bad input")
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_fitting_data_under_a_trainer(make_trainer, fitting_case, value, tmp_path):
@@ -326,7 +326,7 @@ def test_states_that_are_anothers(fitting_case):
     callback = fitting_case.build().fit(UsersModule(), pairs())
     state = callback.state_dict()
     for tensors in ({}, {"another": torch.zeros(1)}, {"feature_layer": "3", "num_members": 1}, 5):
-        with pytest.raises(InputError, match=f"The `tensors` of a fitted state are not {type(callback).__name__}'s"):
+        with pytest.raises(InputError, match=f"The `tensors` of this state do not belong to {type(callback).__name__}"):
             callback.load_state_dict({**state, "tensors": tensors})
         assert not callback.fitted
     callback.load_state_dict(state)

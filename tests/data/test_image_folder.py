@@ -95,7 +95,9 @@ def test_grey_images_have_one_channel_and_mixed_ones_three(tmp_path):
 def test_images_of_several_sizes_need_image_size(tmp_path):
     write(tmp_path / "train")
     write(tmp_path / "test", num=3, size=(12, 9))
-    with pytest.raises(InputError, match="one size, but there are 2, such as 6 x 8 and 12 x 9. Pass `image_size`"):
+    with pytest.raises(
+        InputError, match="the same size, but there are 2 sizes, such as 6 x 8 and 12 x 9. Pass `image_size`"
+    ):
         ImageFolderDataModule(str(tmp_path)).setup()
     data = ImageFolderDataModule(str(tmp_path), image_size=(4, 5))
     assert data.input_shape == (3, 4, 5)
@@ -109,7 +111,7 @@ def test_files_that_are_no_images(tmp_path):
     (tmp_path / "pets" / "cat" / ".DS_Store").write_text("")
     (tmp_path / "pets" / ".cache").mkdir()
     data = ImageFolderDataModule(str(tmp_path / "pets"))
-    assert data.notes == ("1 files are no images by their names, and left out: notes.txt.",)
+    assert data.notes == ("1 files are skipped, because their names are not those of images: notes.txt.",)
     (tmp_path / "pets" / "dog" / "3.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"dog/3.png cannot be read as an image: cannot identify"):
         ImageFolderDataModule(str(tmp_path / "pets")).setup()
@@ -124,7 +126,7 @@ def test_files_that_are_no_images(tmp_path):
 
 def test_folders_of_another_layout(tmp_path):
     for folder, message in (
-        ("nowhere", "must be a folder of images, but .*nowhere is none"),
+        ("nowhere", "must be a folder of images, but .*nowhere is not a folder"),
         ("empty", "one subfolder of images per class, .* but it holds no folders"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
@@ -132,7 +134,7 @@ def test_folders_of_another_layout(tmp_path):
             ImageFolderDataModule(str(tmp_path / folder)).setup()
     write(tmp_path / "pets")
     (tmp_path / "pets" / "cow").mkdir()
-    with pytest.raises(InputError, match=r"pets/cow must hold images \(.jpg, .* but it has 0 other files"):
+    with pytest.raises(InputError, match=r"pets/cow must hold images \(.jpg, .* but it holds 0 other files"):
         ImageFolderDataModule(str(tmp_path / "pets")).setup()
 
 

@@ -202,7 +202,7 @@ def test_out_of_distribution_sets_need_their_test_files_alone(tmp_path, monkeypa
     torch.testing.assert_close(x, (raw.float() / 255 - 0.1307) / 0.3081)
     assert torch.equal(y, labels)
     assert MNISTDataModule(str(tmp_path)).ood_dataloaders() == {}
-    with pytest.raises(InputError, match="The test files of FashionMNIST must lie in"):
+    with pytest.raises(InputError, match="The test files of FashionMNIST must be in"):
         MNISTDataModule(str(tmp_path), ood_datasets=["fashion_mnist"]).ood_dataloaders()
     write_cifar(tmp_path, monkeypatch, "CIFAR100", parts=["test"])
     write_cifar(tmp_path, monkeypatch, "CIFAR10", parts=["train"])
@@ -215,14 +215,14 @@ def test_missing_and_damaged_files_are_reported(tmp_path):
     with pytest.raises(InputError) as info:
         MNISTDataModule(str(tmp_path)).setup("fit")
     assert str(info.value) == (
-        f"The training files of MNIST must lie in {tmp_path} as torchvision lays them out, but torchvision reports: Dataset not found. "
+        f"The training files of MNIST must be in {tmp_path}, in torchvision's layout, but torchvision reports: Dataset not found. "
         "You can use download=True to download it"
     )
-    with pytest.raises(InputError, match="The test files of CIFAR10 must lie in .* Dataset not found or corrupted"):
+    with pytest.raises(InputError, match="The test files of CIFAR10 must be in .* Dataset not found or corrupted"):
         CIFAR10DataModule(str(tmp_path)).setup("test")
     write_mnist(tmp_path)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
-    with pytest.raises(InputError, match="The training files of MNIST must lie in"):
+    with pytest.raises(InputError, match="The training files of MNIST must be in"):
         MNISTDataModule(str(tmp_path)).setup("fit")
     with pytest.raises(InputError, match="`name` must be one of mnist, .*, but it is 'imagenet'"):
         load_images("imagenet", tmp_path, train=True)
@@ -232,7 +232,7 @@ def test_svhn_names_the_extra_that_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *_: True)
     monkeypatch.setitem(sys.modules, "scipy", None)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(MissingExtraError, match=r"Reading SVHN needs scipy, .* pip install 'lightning-uq\[data\]'"):
+    with pytest.raises(MissingExtraError, match=r"Reading SVHN needs scipy\. .* pip install 'lightning-uq\[data\]'"):
         SVHNDataModule(str(tmp_path)).setup("fit")
     project = Path(__file__).parents[2] / "pyproject.toml"
     assert re.search(r"^data = \[.*scipy", project.read_text(), re.MULTILINE)
@@ -262,12 +262,12 @@ def test_downloads_happen_on_request(tmp_path, monkeypatch):
         (lambda: MNISTDataModule(batch_size=0), "`batch_size` must be at least 1, but it is 0."),
         (
             lambda: MNISTDataModule(ood_datasets=["svhn"]),
-            "`ood_datasets` of mnist must hold names among fashion_mnist, kmnist, whose images are as large, "
+            "`ood_datasets` of mnist must hold names from fashion_mnist, kmnist, whose images have the same size, "
             "but it holds 'svhn'.",
         ),
         (
             lambda: CIFAR10DataModule(ood_datasets=["cifar10"]),
-            "`ood_datasets` of cifar10 must hold names among cifar100, svhn, whose images are as large, but "
+            "`ood_datasets` of cifar10 must hold names from cifar100, svhn, whose images have the same size, but "
             "it holds 'cifar10'.",
         ),
         (
@@ -370,7 +370,7 @@ def test_damaged_ambiguous_files_are_reported(samples, labels, message, tmp_path
 
 def test_missing_or_unreadable_ambiguous_files(tmp_path):
     write_mnist(tmp_path)
-    with pytest.raises(InputError, match="amnist_samples.pt and amnist_labels.pt of Ambiguous-MNIST must lie in"):
+    with pytest.raises(InputError, match="amnist_samples.pt and amnist_labels.pt of Ambiguous-MNIST must be in"):
         DirtyMNISTDataModule(str(tmp_path), ambiguous="published").setup("fit")
     write_ambiguous(tmp_path)
     (tmp_path / "amnist_labels.pt").write_bytes(b"no tensor")

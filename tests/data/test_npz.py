@@ -74,7 +74,7 @@ def test_npz_flattens_unless_told(tmp_path):
         ({"x": np.full((60, 2), 1e300)}, "finite in float32, but 60 of 60 rows"),
         (
             {"y": np.minimum(np.arange(60), 2)},
-            "class 0 has 1. .* If the targets are numbers and not classes, pass task='regression'",
+            "class 0 has 1. .* If the targets are numbers rather than classes, pass task='regression'",
         ),
         ({"x": np.array([[None]] * 60)}, "cannot be read: Object arrays"),
     ],
@@ -143,14 +143,14 @@ def test_rows_and_targets_stay_together(tmp_path):
 
 def test_a_regression_has_no_classes_and_a_classification_no_scale(tmp_path, good):
     regression = NpzDataModule(write(tmp_path / "r.npz", x=good["x"], y=np.arange(60) / 7))
-    with pytest.raises(InputError, match="r has no classes: its targets are numbers"):
+    with pytest.raises(InputError, match="r has no classes, because its targets are numbers"):
         _ = regression.num_classes
     with pytest.raises(InputError, match="`ood_classes` must be empty for r, .* but it is 3"):
         NpzDataModule(write(tmp_path / "r.npz", x=good["x"], y=np.arange(60) / 7), ood_classes=[3]).setup()
     labels = NpzDataModule(write(tmp_path / "c.npz", **good))
     assert labels.task == "classification"
     assert labels.class_names == ("0", "1", "2", "3")
-    with pytest.raises(InputError, match="c has no `target_scale`: its targets are classes"):
+    with pytest.raises(InputError, match="c has no `target_scale`, because its targets are classes"):
         _ = labels.target_scale
 
 

@@ -59,7 +59,7 @@ def test_data_by_name(files, name, arguments, expected):
             {},
             r"`data` must be digits, diabetes, shapes, the path of .* data/uci \(there is none; .* but it is 'digist'",
         ),
-        ("boat", {"root": "uci"}, r"a UCI table in uci \(yacht; another folder is `root`\), but it is 'boat'"),
+        ("boat", {"root": "uci"}, r"a UCI table in uci \(yacht; pass another folder as `root`\), but it is 'boat'"),
         ("table.xlsx", {}, "`data` must be digits, .* but it is 'table.xlsx'"),
         ("nowhere.csv", {"target": "a"}, "There is no file nowhere.csv"),
         ("nowhere.csv", {}, "There is no file nowhere.csv"),
@@ -88,7 +88,7 @@ def test_data_by_name(files, name, arguments, expected):
         (
             "digits",
             {"image_size": 4},
-            "data='digits' takes no `image_size`, but of ood_classes, seed, batch_size, flatten",
+            "data='digits' takes no argument `image_size`. Its arguments are ood_classes, seed, batch_size, flatten",
         ),
         ("pets", {"task": "multilabel"}, "is a classification or binary task, but `task` is 'multilabel'"),
     ],

@@ -33,10 +33,10 @@ def test_quoted_fields_semicolons_and_decimal_commas(tmp_path):
         ("a,b\n1,2,3\n4,5,6\n", {}, "some rows have more fields than the header. Check the quotes and the separator"),
         ("a,b\n1,2\n4,5,6\n", {}, "cannot be read as a table: .*Expected 2 fields in line 3, saw 3"),
         ("a,b\n", {}, "must hold rows below its header, but it has none"),
-        ("x,y,y\n1,2,3\n", {}, "must differ, but `y` is there twice"),
-        ('x,"y", y\n1,2,3\n', {"skipinitialspace": True}, "must differ, but `y` is there twice"),
-        ("made by hand\nx;y;y\n1;2;3\n", {"sep": ";", "skiprows": 1}, "must differ, but `y` is there twice"),
-        ("\ufeffy,x,y\n1,2,3\n", {}, "must differ, but `y` is there twice"),
+        ("x,y,y\n1,2,3\n", {}, "must be unique, but `y` occurs twice"),
+        ('x,"y", y\n1,2,3\n', {"skipinitialspace": True}, "must be unique, but `y` occurs twice"),
+        ("made by hand\nx;y;y\n1;2;3\n", {"sep": ";", "skiprows": 1}, "must be unique, but `y` occurs twice"),
+        ("\ufeffy,x,y\n1,2,3\n", {}, "must be unique, but `y` occurs twice"),
         ("", {}, "cannot be read as a table: No columns"),
         ('a,b\n1,"2\n', {}, "cannot be read as a table"),
         ("a;b\n1;2\n", {"sep": ";", "decimal": ",,"}, "cannot be read as a table"),
@@ -78,7 +78,7 @@ def test_encodings(tmp_path):
 def test_row_numbers_without_a_name(tmp_path):
     table = pd.DataFrame({"x": range(30), "y": ["a", "b"] * 15})
     table.to_csv(tmp_path / "table.csv")
-    with pytest.raises(InputError, match=r"`Unnamed: 0` has none; row numbers.*drop=\['Unnamed: 0'\]"):
+    with pytest.raises(InputError, match=r"`Unnamed: 0` has none. Row numbers.*drop=\['Unnamed: 0'\]"):
         TableDataModule(str(tmp_path / "table.csv"), "y").setup()
     assert TableDataModule(str(tmp_path / "table.csv"), "y", drop=["Unnamed: 0"]).feature_names == ["x"]
 
@@ -91,7 +91,7 @@ def test_files_of_no_table(tmp_path):
     (tmp_path / "text.parquet").write_text("a,b")
     with pytest.raises(InputError, match=r"text\.parquet cannot be read as a table"):
         read_table(str(tmp_path / "text.parquet"), {})
-    with pytest.raises(InputError, match=r"`sep` belongs to \.csv files, but .*text\.parquet"):
+    with pytest.raises(InputError, match=r"`sep` is for \.csv files, but .*text\.parquet"):
         TableDataModule(str(tmp_path / "text.parquet"), "y", files={"test": "t.parquet"}, sep=";")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(InputError, match="cannot be read"):

@@ -116,9 +116,13 @@ def test_an_unseen_level_is_all_zeros_and_marked_or_an_error(csv):
     assert x["age"][1] == 0
     strict = TableDataModule(csv(table), "income", drop=["zip", "country"], unseen="error")
     assert strict.feature_names == data.feature_names[:-1]
-    with pytest.raises(InputError, match="Column `age` misses 1 values, but no training row misses any"):
+    with pytest.raises(
+        InputError, match="Column `age` misses 1 values, but it has no missing values in the training rows"
+    ):
         strict.transform(new)
-    with pytest.raises(InputError, match="Column `city` holds level 'Rome' in 1 rows, which no training row has"):
+    with pytest.raises(
+        InputError, match="Column `city` holds level 'Rome' in 1 rows, which is not in the training rows"
+    ):
         strict.transform(new[:1])
     with pytest.raises(InputError, match="Column `married` holds a missing value in 1 rows"):
         strict.transform(people(3).assign(married=[True, None, False]))
@@ -153,7 +157,7 @@ def test_one_line_reports_what_was_done(csv, caplog):
     [
         ([f"2024-01-{1 + i % 28:02}" for i in range(80)], r"Column `new` holds dates.*drop=\['new'\]"),
         ([f"{1 + i % 28}.3.2024 10:15" for i in range(80)], "Column `new` holds dates"),
-        ([f"user {i}" for i in range(80)], r"different text in each of the 80 training rows, as ids.*drop=\['new'\]"),
+        ([f"user {i}" for i in range(80)], r"different text in each of the 80 training rows, like ids.*drop=\['new'\]"),
         ([f"level {i % 60}" if i < 60 else "x" for i in range(80)] * 2, "more than 50. Group .* hash"),
         (
             [f"{i},5" for i in range(80)],
@@ -170,7 +174,7 @@ def test_one_line_reports_what_was_done(csv, caplog):
             [str(i) if i % 3 else f"1,{100 + i}" for i in range(80)],
             r"such as '1,\d+', which looks like numbers with commas",
         ),
-        ([*range(79), np.inf], "Column `new` must be finite, but 1 rows hold infinity"),
+        ([*range(79), np.inf], "Column `new` must be finite, but 1 rows are infinite"),
     ],
 )
 def test_columns_that_are_no_features(csv, column, message):
@@ -204,7 +208,7 @@ def test_text_in_a_column_of_numbers_of_new_rows(csv):
 def test_an_extreme_cell_is_named_by_line_and_value(csv, part):
     table = people()
     row = int(TableDataModule(csv(table), "income").test_rows[0]) if part == "test" else 17
-    message = r"Column `age` holds 1e\+30 in line {} of .*{}, more than 1e\+06 .* Correct it, or leave the row out"
+    message = r"Column `age` holds 1e\+30 in line {} of .*{}, more than 1e\+06 .* Correct it, or remove the row"
     broken = table.assign(age=table["age"].astype(float).where(table.index != row, 1e30))
     if part == "val":  # in a file of its own
         data = TableDataModule(csv(table), "income", files={"val": csv(broken, "val.csv")})
@@ -269,7 +273,9 @@ def test_out_of_distribution_rows_decide_nothing(csv):
     table = pd.DataFrame({"a": np.arange(60.0), "y": np.arange(60.0) / 7})
     far = pd.DataFrame({"a": [1.0, np.nan]})
     data = TableDataModule(csv(table), "y", files={"ood": csv(far, "far.csv")})
-    with pytest.raises(InputError, match="Column `a` misses 1 values, but no training row misses any"):
+    with pytest.raises(
+        InputError, match="Column `a` misses 1 values, but it has no missing values in the training rows"
+    ):
         data.setup()
     with pytest.raises(InputError, match="lacks `a`"):
         TableDataModule(csv(table), "y", files={"ood": csv(far.assign(b=1)[["b"]], "far.csv")}).setup()
@@ -357,7 +363,7 @@ def test_missing_targets_are_counted(csv):
         (["2024-01-01"] * 80, "Column `y` holds dates"),
         ([f"${i}" for i in range(80)], "Column `y` holds numbers with a sign or unit, such as '\\$0'"),
         (np.minimum(np.arange(80), 9)[::-1], "class 0 has 1. .* pass task='regression'"),
-        ([f"user {i}" for i in range(80)], "class user 0 has 1. Merge it, leave it out, or hold it out.$"),
+        ([f"user {i}" for i in range(80)], "class user 0 has 1. Merge it, remove it, or hold it out.$"),
         ([f"{i},5" for i in range(80)], "Column `y` .* '0,5', which looks like numbers with commas"),
         (
             ["1", "2", "3", "many"] * 20,
@@ -408,7 +414,7 @@ def test_own_files_for_validation_and_test(csv):
     assert data.dataset("val").tensors[1].tolist() == (val["income"] == ">50K").astype(int).tolist()
     one = TableDataModule(csv(train), "income", files={"test": csv(test, "t.csv")})
     assert [len(x) for x, _ in parts(one).values()] == [60, 20, 20, 0]
-    with pytest.raises(InputError, match="needs training rows, but other is in the validation or test rows alone"):
+    with pytest.raises(InputError, match="needs training rows, but other is only in the validation or test rows"):
         TableDataModule(csv(train), "income", files={"test": csv(test.assign(income="other"), "o.csv")}).setup()
 
 
@@ -583,7 +589,7 @@ def test_notes_tell_what_became_of_the_columns(csv):
     missing = table[["age", "city", "height", "married"]].isna().any(axis=1).sum()
     assert data.notes == (
         "Categories become one feature per level: city, married.",
-        f"{missing} of 80 rows miss values: a number becomes the training mean, a category a level of its own.",
+        f"{missing} of 80 rows miss values: a number becomes the training mean, and a category a separate level.",
         "Columns left out: zip, country (constant).",
     )
     numbers = TableDataModule(csv(pd.DataFrame({"a": np.arange(60.0), "y": np.arange(60.0) / 7})), "y")
@@ -595,7 +601,9 @@ def test_numbers_that_miss_nothing_have_no_feature_for_the_unseen(csv):
     data = TableDataModule(csv(table), "y")
     assert data.feature_names == ["a", "b"]
     assert data.input_shape == (2,)
-    with pytest.raises(InputError, match="Column `a` misses 1 values, but no training row misses any. Fill them"):
+    with pytest.raises(
+        InputError, match="Column `a` misses 1 values, but it has no missing values in the training rows. Fill them"
+    ):
         data.transform(pd.DataFrame({"a": [np.nan], "b": [1]}))
     # A value that only a test row misses needs it, whichever part the row falls into.
     table.loc[3, "a"] = np.nan
@@ -682,7 +690,10 @@ def test_held_out_labels_may_be_given_as_text(csv):
         ({"fractions": (0.5, 0.5)}, "`fractions` must be three positive numbers that sum to 1"),
         ({"fractions": (0.5, 0.5, 0.5)}, "`fractions` must be three positive numbers that sum to 1"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
-        ({"drp": ["age"]}, "TableDataModule has no argument `drp`. Of pandas.read_csv it takes sep, decimal"),
+        (
+            {"drp": ["age"]},
+            "TableDataModule has no argument `drp`. It accepts these arguments of pandas.read_csv: sep, decimal",
+        ),
         ({"drop": ["age", "city", "zip", "height", "married"]}, "a feature that varies .* all columns are constant"),
     ],
 )

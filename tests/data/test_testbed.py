@@ -267,7 +267,9 @@ def test_a_teacher_that_draws_one_class_cannot_lose_it():
 
     refused = [seed for seed in one_sided if refuses(seed)]
     assert 0 < len(refused) < len(one_sided)
-    message = r"must leave 200 training samples, but of 12000 drawn, with classes \[[01]\] rejected, 0 were left"
+    message = (
+        r"must leave 200 training samples, but of 12000 drawn ones, with classes \[[01]\] rejected, only 0 were left"
+    )
     with pytest.raises(InputError, match=message):
         classification_problem(**common, rejected_classes=1, seed=refused[0])
 
@@ -468,10 +470,10 @@ def test_the_environment_need_not_be_there(write, problem):
         ({"meta": None}, "meta is missing"),
         ({"meta": np.array("{")}, "`meta` of .* must be a JSON text"),
         ({"meta": np.array("[1]")}, r"`meta` of .* must be a JSON object, but it is \[1\]"),
-        ({"meta": meta(num_classes=2)}, "give `temperature` as a number above 0, but it is None"),
-        ({"meta": meta(num_classes=2, temperature=0)}, "give `temperature` as a number above 0, but it is 0"),
+        ({"meta": meta(num_classes=2)}, "have `temperature` as a number above 0, but it is None"),
+        ({"meta": meta(num_classes=2, temperature=0)}, "have `temperature` as a number above 0, but it is 0"),
         ({"meta": meta(num_classes=2, temperature="low")}, "`temperature` as a number above 0, but it is 'low'"),
-        ({"meta": meta(temperature=0.1)}, "give `num_classes` as a number of at least 2, but it is None"),
+        ({"meta": meta(temperature=0.1)}, "have `num_classes` as a number of at least 2, but it is None"),
         ({"meta": meta(temperature=0.1, num_classes=1)}, "`num_classes` as a number of at least 2, but it is 1"),
         ({"x_train": np.zeros(20)}, r"`x_train` of .* must hold numbers \[n, d\], but it is float64 of shape \[20\]"),
         ({"x_train": np.full((20, 3), np.nan)}, "`x_train` of .* must be finite"),
@@ -503,5 +505,5 @@ def test_no_file_no_steps(tmp_path):
         TestbedDataModule("problem.npz", num_steps=0)
     problem = regression_problem(num_test=5, num_inputs=10)
     np.savez(tmp_path / "regression.npz", **problem)
-    with pytest.raises(InputError, match="give `num_classes`"):
+    with pytest.raises(InputError, match="have `num_classes`"):
         TestbedDataModule(str(tmp_path / "regression.npz")).setup()

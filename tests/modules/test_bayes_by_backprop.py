@@ -85,7 +85,7 @@ def test_the_number_of_samples_is_counted_or_told(make_trainer):
         def __iter__(self):
             return iter(zip(X, Y, strict=True))
 
-    with pytest.raises(InputError, match=r"The training data has no length \(.*\)\. Pass `num_train`\."):
+    with pytest.raises(InputError, match=r"The training data have no length \(.*\)\. Pass `num_train`\."):
         make_trainer().fit(BayesByBackpropModule(BASE), DataLoader(Endless(), batch_size=8))
 
 
@@ -108,7 +108,7 @@ def test_it_starts_from_the_networks_weights():
 
 def test_a_density_is_refused(make_trainer):
     module = BayesByBackpropModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
+    with pytest.raises(UnsupportedError, match="no plain inner network whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 

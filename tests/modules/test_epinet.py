@@ -544,9 +544,11 @@ def test_the_command_line_builds_a_head(tmp_path, monkeypatch):
 
 def test_an_output_that_is_no_row_of_logits():
     module = EpinetModule(nn.Identity(), feature_layers="<output>")
-    with pytest.raises(InputError, match=r"must be one row per sample \[2, F\], but their shapes are \[\[2, 3, 4\]\]"):
+    with pytest.raises(
+        InputError, match=r"must have one row per sample \[2, F\], but their shapes are \[\[2, 3, 4\]\]"
+    ):
         module(torch.zeros(2, 3, 4))
-    with pytest.raises(InputError, match=r"must return \[B, C\], or \[B, H, D\] of a horizon, .* shape \[2\]"):
+    with pytest.raises(InputError, match=r"must return \[B, C\], or \[B, H, D\] for a horizon, .* shape \[2\]"):
         EpinetModule(nn.Flatten(0), feature_layers="")(torch.zeros(2, 1))
 
 

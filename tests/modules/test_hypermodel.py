@@ -96,7 +96,7 @@ def test_the_training_loss_is_the_mean_over_indices():
 
 def test_a_density_is_refused(make_trainer):
     module = HypermodelModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
+    with pytest.raises(UnsupportedError, match="no plain inner network whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 

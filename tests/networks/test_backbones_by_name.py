@@ -47,9 +47,7 @@ def test_dropout_layers(name):
 
 
 def test_dropout_of_networks_without_dropout_layers():
-    message = (
-        r"`network` lenet has no dropout layers, so `dropout` must be 0, but it is 0.1. These have: mlp, fc_resnet, cnn"
-    )
+    message = r"`network` lenet has no dropout layers, so `dropout` must be 0, but it is 0.1. Networks with dropout layers are mlp, fc_resnet, cnn"
     with pytest.raises(InputError, match=message):
         backbone("lenet", (1, 28, 28))(3, dropout=0.1)
 
@@ -62,10 +60,10 @@ def test_dropout_of_networks_without_dropout_layers():
             (3, 8, 8),
             r"must be one of mlp, .* or timm:NAME, .* but it is 'resnet81'. Did you mean 'resnet18'\?",
         ),
-        ("resnet18", (4,), r"`network` resnet18 takes inputs \[C, H, W\], but the data have inputs \[4\]"),
-        ("lenet", (1, 28, 30), r"`network` lenet takes inputs \[C, H, H\], but the data have inputs \[1, 28, 30\]"),
-        ("fc_resnet", (1, 8, 8), r"`network` fc_resnet takes inputs \[d\]"),
-        ("timm:resnet18", (4,), r"`network` timm:resnet18 takes inputs \[C, H, W\]"),
+        ("resnet18", (4,), r"`network` resnet18 needs inputs \[C, H, W\], but the data have inputs \[4\]"),
+        ("lenet", (1, 28, 30), r"`network` lenet needs inputs \[C, H, H\], but the data have inputs \[1, 28, 30\]"),
+        ("fc_resnet", (1, 8, 8), r"`network` fc_resnet needs inputs \[d\]"),
+        ("timm:resnet18", (4,), r"`network` timm:resnet18 needs inputs \[C, H, W\]"),
         (
             "timm:resnte18",
             (3, 8, 8),
@@ -104,7 +102,7 @@ def test_defaults():
     assert default_backbone("binary", (1, 8, 8)) == "cnn"
     assert default_backbone("regression", (7, 3)) == "mlp"
     assert default_backbone("segmentation", (3, 8, 8)) == "unet"
-    with pytest.raises(InputError, match=r"`network` unet takes inputs \[C, H, W\], but the data have inputs \[9\]"):
+    with pytest.raises(InputError, match=r"`network` unet needs inputs \[C, H, W\], but the data have inputs \[9\]"):
         default_backbone("segmentation", (9,))
 
 
@@ -166,13 +164,17 @@ def test_the_check_leaves_modes_and_statistics_alone(users_module):
 @pytest.mark.parametrize(
     ("name", "dropout", "message"),
     [
-        ("needs_more", 0.0, "is called with those of num_outputs, .* that it takes, but it needs width too"),
+        (
+            "needs_more",
+            0.0,
+            "is called with the arguments that it takes among num_outputs, .*, but it also needs width",
+        ),
         ("no_network", 0.0, "must return a torch.nn.Module, but it returned a str"),
         ("two_outputs", 0.0, r"must return a tensor \[B, 5\], but it returned a tuple"),
         (
             "fixed",
             0.0,
-            r"must have 5 outputs, but for one input of zeros \[1, 4\] it returned shape \[1, 3\]. Let it take `num",
+            r"must have 5 outputs, but for one input of zeros \[1, 4\] it returned shape \[1, 3\]. Give it an argument `num",
         ),
         ("by_outputs", 0.1, "users_networks:by_outputs has no dropout layers and takes no `dropout`, so .* it is 0.1"),
     ],

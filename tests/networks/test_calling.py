@@ -70,7 +70,7 @@ def test_as_one_where_they_are_not():
 def test_what_does_not_fit_is_named():
     x = pair()
     with pytest.raises(InputError, match=r"`forward` of Required must take only the input of a batch, but it does not: missing a required "
-        r"argument: 'right'. Let `unpack_batch` return the input as a mapping"):  # fmt: skip
+        r"argument: 'right'. Make `unpack_batch` return the input as a mapping"):  # fmt: skip
         call_network(Required(), x["left"])
     with pytest.raises(TypeError, match="its own"):  # an error inside is not ours to explain
         call_network(Pair(), (x["left"], x["right"]))

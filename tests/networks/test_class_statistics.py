@@ -205,7 +205,7 @@ def test_inference_mode_and_autocast_leave_the_sums_as_they_are(kind):
         (lambda x, y: (x, y - 1), r"`labels` must hold class indices in \[0, 3\), but it holds -1"),
         (
             lambda x, y: (x.index_fill(0, torch.tensor([1]), math.nan), y),
-            r"finite numbers, but it holds nan in a row of class 1",
+            r"must be finite, but it holds nan in a row of class 1",
         ),
         (lambda x, y: (x.index_fill(0, torch.tensor([2]), -math.inf), y), r"it holds -inf in a row of class 2"),
     ],

@@ -301,7 +301,7 @@ def test_forward_compiles():
 def test_an_empty_density_says_so():
     density = GaussianDensity()
     for call in (density, density.log_prob, density.log_density, density.mahalanobis, density.relative_mahalanobis):
-        with pytest.raises(NotFittedError, match="This density is empty: fit it, or load the state of a fitted one"):
+        with pytest.raises(NotFittedError, match="This density is empty. Fit it, or load the state of a fitted one"):
             call(torch.zeros(2, 4))
 
 

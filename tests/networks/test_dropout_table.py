@@ -250,7 +250,7 @@ class ForgottenOnly(nn.Module):
 
 
 WARNED = {
-    "nn.LSTM(dropout=)": (Lstm, r"dropout inside layer.lstm \(LSTM\) is not among the hypotheses"),
+    "nn.LSTM(dropout=)": (Lstm, r"dropout inside layer.lstm \(LSTM\) does not depend on the index"),
     "never called": (Uncalled, r"Dropout layers \['layer.forgotten'\] are never called"),
     "stochastic depth": (
         lambda: nn.Sequential(nn.Dropout(0.1), StochasticDepth(0.3, "row")),
@@ -281,14 +281,14 @@ def test_rates_that_cannot_be_read_are_told_with_the_reason():
     driven = DropoutNetwork(Pooled(nn.Sequential(nn.Dropout(0.1), NeedsTargets())).double()).eval()
     with pytest.warns(
         UserWarning,
-        match="cannot be read: its forward raised ValueError: targets are needed in training. These dropouts",
+        match="are unknown: its forward raised ValueError: targets are needed in training. These dropouts",
     ):
         driven(X, Z)
 
 
 def test_hypotheses_that_do_not_vary_at_all_are_told():
     driven = DropoutNetwork(Pooled(ForgottenOnly()).double()).eval()
-    with pytest.raises(InputError, match="must have dropout with a rate above 0, but Pooled calls none"):
+    with pytest.raises(InputError, match="must have dropout with a rate above 0, but Pooled calls no"):
         driven(X, Z)
     behind = Pooled(nn.Sequential(nn.Dropout(0.5), Function(lambda self, x: 0 * x))).double()
     with pytest.warns(UserWarning, match="hypotheses of Pooled do not vary"):
@@ -304,7 +304,10 @@ def test_a_network_whose_only_dropout_is_inside_a_recurrent_layer_is_told_of_it(
         def forward(self, x):
             return self.head(self.reader(x)[0][:, -1])
 
-    with pytest.raises(InputError, match=r"Reader calls none.* The dropout inside reader \(LSTM\) cannot be steered"):
+    with pytest.raises(
+        InputError,
+        match=r"Reader calls no `nn.Dropout` layer.* The dropout inside reader \(LSTM\) cannot be controlled",
+    ):
         DropoutNetwork(Reader()).eval()(torch.zeros(6, 5, 4), Z)
 
 
@@ -312,7 +315,7 @@ def test_a_network_without_dropout_is_refused_before_a_step(make_trainer):
     module = DropoutModule(Pooled(Function(lambda self, x: x)))
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, torch.zeros(6).long()), batch_size=3)
     before = module.network.network.head.weight.detach().clone()
-    with pytest.raises(InputError, match="calls none: no `nn.Dropout` layer, no `F.dropout`, no attention"):
+    with pytest.raises(InputError, match="calls no `nn.Dropout` layer, no `F.dropout`, and no attention"):
         make_trainer(precision="64-true").fit(module, data)
     assert torch.equal(module.network.network.head.weight, before.double())
 
@@ -326,7 +329,7 @@ def test_alpha_dropout_is_refused(function):
 
 def test_a_compiled_network_hides_function_calls():
     inner = torch.compile(Pooled(Function(lambda self, x: F.dropout(x, 0.4, self.training))), backend="eager")
-    with pytest.raises(UnsupportedError, match="is compiled, and has dropouts that are function calls"):
+    with pytest.raises(UnsupportedError, match="is compiled, but has dropouts that are function calls"):
         DropoutNetwork(inner).eval()(X.float(), Z)
 
 

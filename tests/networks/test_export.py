@@ -145,7 +145,7 @@ def test_quantiles_keep_their_names(suffix, make, tmp_path):
     fitted_to = 2 * rows[:, :1] + torch.randn(200, 1)
     save_fitted(tmp_path / "m-uq.ckpt", model, [make(task=task).fit(model, [(rows, fitted_to)])])
     fitted = load_fitted(tmp_path / "m-uq.ckpt", model)
-    with pytest.raises(InputError, match="names of quantiles are known once the module was called"):
+    with pytest.raises(InputError, match="names of quantiles are unknown before the first call"):
         torch.export.export(fitted, (rows,), strict=False)
     export_fitted(fitted, tmp_path / f"m{suffix}", rows[:5])
     found, expected = read_graph(tmp_path / f"m{suffix}")(rows), fitted(rows)
@@ -227,7 +227,7 @@ def test_another_graph_is_refused(suffix, lie, tmp_path):
     fitted, path = Liar(network()), tmp_path / f"model{suffix}"
     fitted.lie = lie
     path.write_text("before")
-    with pytest.raises(UnsupportedError, match="gives other `probs` than the module|cannot be exported"):
+    with pytest.raises(UnsupportedError, match="returns another `probs` than the module|cannot be exported"):
         export_fitted(fitted, path, X)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
@@ -236,7 +236,7 @@ def test_another_graph_is_refused(suffix, lie, tmp_path):
 def test_other_names_are_refused(tmp_path):
     fitted = Liar(network())
     fitted.lie = "name"
-    with pytest.raises(UnsupportedError, match=r"gives \['probabilities'\], but the module gives \['probs'\]"):
+    with pytest.raises(UnsupportedError, match=r"returns \['probabilities'\], but the module returns \['probs'\]"):
         export_fitted(fitted, tmp_path / "m.pt2", X)
 
 
@@ -278,7 +278,7 @@ def test_a_module_that_is_no_graph(suffix, tmp_path):
 
 def test_bad_arguments(tmp_path):
     fitted, path = FittedNetwork(network()), tmp_path / "m.pt2"
-    with pytest.raises(InputError, match="`fitted` must be a module that `load_fitted` gave, but its type is Linear"):
+    with pytest.raises(InputError, match="`fitted` must be a module from `load_fitted`, but its type is Linear"):
         export_fitted(nn.Linear(1, 1), path, X)
     with pytest.raises(InputError, match=r"`path` must end in .pt2 or .onnx, but it is .*m\.pth"):
         export_fitted(fitted, tmp_path / "m.pth", X)

@@ -121,7 +121,7 @@ def test_a_network_whose_forward_is_not_called_as_a_whole(kind):
 )
 def test_a_network_without_features_says_so(make):
     with pytest.raises(
-        UnsupportedError, match="no plain network inside whose features could be read. If it has one, let"
+        UnsupportedError, match="no plain inner network whose features could be read. If it has one, override"
     ):
         uq.FitGMM().fit(uq.UncertaintyModule(make()), [(X, Y)])
 

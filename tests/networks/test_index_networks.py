@@ -273,7 +273,7 @@ def test_a_prior_of_an_epistemic_network_is_another():
 
 def test_prior_misuse():
     with pytest.raises(
-        InputError, match=r"`network` must be an EpistemicNetwork, but it is a Linear\. DeterministicNetwork makes"
+        InputError, match=r"`network` must be an EpistemicNetwork, but it is a Linear\. Wrap a plain network in"
     ):
         EpistemicNetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 3))
     with pytest.raises(InputError, match="`moves` must be 'output' or 'mean', but it is 'all'"):
@@ -429,10 +429,10 @@ def test_scaling_misuse():
             ScaledNetwork(inner, scale)
     with pytest.raises(InputError, match="`heads` must be 'gaussian' or None"):
         ScaledNetwork(inner, 1.0, heads="mean")
-    with pytest.raises(InputError, match=r"must have one shape, but their shapes are \[4\] and \[3\]"):
+    with pytest.raises(InputError, match=r"must have the same shape, but their shapes are \[4\] and \[3\]"):
         CenteredNetwork(inner, torch.zeros(4), torch.zeros(3))
     with pytest.raises(InputError, match="`std` must not be negative"):
         CenteredNetwork(inner, torch.zeros(1), torch.tensor([-1.0]))
-    with pytest.raises(InputError, match=r"`x_train` must be \[N, ...\], N at least 1, but its shape is \[0, 4\]"):
+    with pytest.raises(InputError, match=r"`x_train` must be \[N, ...\] with N at least 1, but its shape is \[0, 4\]"):
         CenteredNetwork.from_data(inner, torch.zeros(0, 4))
     assert truncated_normal_init_(nn.Linear(2, 2)).bias.sum() == 0

@@ -149,7 +149,7 @@ def test_a_state_that_does_not_fit_is_reported(reference):
     state = part(reference, "net/in3out2M3h8d3/state/")
     with pytest.raises(
         InputError,
-        match=r"(?s)`state` must fit the network, but it does not: .*size mismatch for members\.0\.backbone\.0\.weight",
+        match=r"(?s)`state` does not match the network: .*size mismatch for members\.0\.backbone\.0\.weight",
     ):
         load_deep_ensembles_state(build_ensemble([TabularNetwork(3, 2, hidden_features=9) for _ in range(3)]), state)
     with pytest.raises(InputError, match=r"(?s)Missing key.*members\.3\.backbone\.0\.weight"):

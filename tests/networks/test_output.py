@@ -51,6 +51,6 @@ def test_a_picked_output_is_compiled_without_a_break_in_the_graph():
     index = network.evaluation_index(1)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x, index)[0], network.network.layer(x))
-    with pytest.warns(UserWarning, match="of which the first part"):
+    with pytest.warns(UserWarning, match="whose first part"):
         network(x, index)
     torch.compiler.reset()

@@ -28,7 +28,7 @@ def test_the_last_axis_of_a_linear_layers_input_is_its_features(shape, layer):
     features = pool_features(x, layer, "mean")
     torch.testing.assert_close(features, x if x.ndim == 2 else x.mean(tuple(range(1, x.ndim - 1))))
     if x.ndim > 2:
-        with pytest.raises(InputError, match=r"the others must be pooled\. Pass as `pool` .*'mean'"):
+        with pytest.raises(InputError, match=r"the others must be pooled\. Pass .*'mean'"):
             pool_features(x, layer)
     else:
         assert torch.equal(pool_features(x, layer), x)
@@ -125,17 +125,23 @@ def test_a_function_gets_the_input_as_it_is():
 @pytest.mark.parametrize(
     ("x", "layer", "pool", "mask", "match"),
     [
-        (TOKENS, nn.ReLU(), "mean", None, r"Layer 'h' does not tell which axis of its input \[3, 5, 4\] holds"),
-        (torch.randn(B, D, 6, 6), nn.Flatten(), None, None, "does not tell which axis"),
-        (TOKENS, nn.Conv1d(D, 2, 1), None, None, "does not tell which axis"),  # [B, T, D], which its block transposes
+        (TOKENS, nn.ReLU(), "mean", None, r"Layer 'h' does not determine which axis of its input \[3, 5, 4\] holds"),
+        (torch.randn(B, D, 6, 6), nn.Flatten(), None, None, "does not determine which axis"),
+        (
+            TOKENS,
+            nn.Conv1d(D, 2, 1),
+            None,
+            None,
+            "does not determine which axis",
+        ),  # [B, T, D], which its block transposes
         (
             TOKENS,
             HEAD,
             None,
             None,
-            r"input of layer 'h' is \[3, 5, 4\]: its last axis .* 'mean', 'last_token', 'cls' or a fu",
+            r"input of layer 'h' is \[3, 5, 4\]. Its last axis .* 'mean', 'last_token', 'cls' or a fu",
         ),
-        (torch.randn(B, 6, T, D), HEAD, None, None, "Pass as `pool` 'mean' or a function"),
+        (torch.randn(B, 6, T, D), HEAD, None, None, "Pass 'mean' or a function"),
         (
             torch.randn(B, 6, T, D),
             HEAD,
@@ -143,7 +149,7 @@ def test_a_function_gets_the_input_as_it_is():
             None,
             r"`pool='cls'` needs tokens \[B, T, D\], but the input of layer 'h' is",
         ),
-        (TOKENS, HEAD, "mean", MASK[:, 1:], r"a padding mask of the same tokens .* but the mask is \[3, 4\]"),
+        (TOKENS, HEAD, "mean", MASK[:, 1:], r"a padding mask for the tokens .* but the mask is \[3, 4\]"),
         (TOKENS.transpose(0, 1), HEAD, "last_token", MASK, r"input \[5, 3, 4\] of layer 'h', but the mask is \[3, 5\]"),
         (
             TOKENS.long(),

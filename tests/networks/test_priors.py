@@ -51,7 +51,7 @@ def test_layers_that_hold_their_weights_elsewhere(make):
 
 
 def test_a_lazy_module_is_reported():
-    with pytest.raises(InputError, match="`module` must be initialised, but LazyLinear is lazy"):
+    with pytest.raises(InputError, match="`module` must be initialized, but LazyLinear is lazy"):
         freeze_as_buffers(nn.LazyLinear(3))
 
 

@@ -93,7 +93,7 @@ class Deletes(Callback):
 def test_a_deleted_best_file_is_named(make, make_trainer, tmp_path):
     best, callback = monitored(tmp_path), make()
     with pytest.warns(
-        UserWarning, match=f"{make.__name__} is fitted on the last weights: .*val_loss-epoch=0.ckpt does not exist"
+        UserWarning, match=f"{make.__name__} is fitted on the last weights: .*val_loss-epoch=0.ckpt no longer exists"
     ):
         module = train(make_trainer, [0.1, 0.2], Deletes(best), callback, best)
     assert is_fitted_on(callback, module)
@@ -102,7 +102,7 @@ def test_a_deleted_best_file_is_named(make, make_trainer, tmp_path):
 
 def test_the_best_weights_that_were_asked_for_must_be_there(make_trainer, tmp_path):
     best = monitored(tmp_path)
-    with pytest.raises(InputError, match="`weights='best'`, but .*val_loss-epoch=0.ckpt does not exist any more. Use"):
+    with pytest.raises(InputError, match="`weights='best'`, but .*val_loss-epoch=0.ckpt no longer exists. Use"):
         train(make_trainer, [0.1, 0.2], Deletes(best), FitGMM(weights="best"), best)
     rarely = monitored(tmp_path, every_n_epochs=3)
     with pytest.raises(InputError, match="but no ModelCheckpoint with a `monitor` has saved a file"):
@@ -140,9 +140,7 @@ def test_of_two_monitors_the_first_counts_and_one_line_says_so(monitors, make_tr
     gmm, scaling = FitGMM(), TemperatureScaling()
     with caplog.at_level("INFO"):
         train(make_trainer, [0.1, 0.2], gmm, scaling, first, second)
-    line = (
-        f"best by {monitors[0]}, the monitor of the first ModelCheckpoint that saved a file, and not by {monitors[1]}."
-    )
+    line = f"best weights by {monitors[0]}, the monitor of the first ModelCheckpoint that saved a file, rather than by {monitors[1]}."
     assert sum(line in record.message for record in caplog.records) == 1
     assert is_fitted_on_file(gmm, first.best_model_path)
     assert is_fitted_on_file(scaling, first.best_model_path)
@@ -163,7 +161,7 @@ def test_the_best_file_of_another_fold_is_not_taken(make_trainer, tmp_path):
     train(make_trainer, [0.1, 0.2], gmm, best)
     first, fitted = gmm.uq_ckpt_path, Path(gmm.uq_ckpt_path).read_bytes()
     with pytest.warns(
-        UserWarning, match=r"holds .*val_loss-epoch=0.ckpt of an earlier fit.*Make a new ModelCheckpoint for each fit"
+        UserWarning, match=r"holds .*val_loss-epoch=0.ckpt of an earlier fit.*Use a new ModelCheckpoint for each fit"
     ):
         module = train(make_trainer, [0.4, 0.3], gmm, best)
     assert is_fitted_on(gmm, module)

@@ -82,7 +82,7 @@ def counts(module=Counter, *, last=17.0, dtype=torch.float32, hidden=False, seen
 
 
 READ = r"is read with `task=(Binary|Multilabel)\(\)`, because its outputs have the shape of its targets, which are 0 or 1 so far"
-SENTENCE = rf"{READ}, but a later batch holds the target 17\. Pass argument `task`: `task=Regression\(head='mean'\)`, for example"
+SENTENCE = rf"{READ}, but a later batch holds the target 17\. Pass argument `task`, for example `task=Regression\(head='mean'\)`"
 
 each_counter = pytest.mark.parametrize("module", [Counter, SeveralCounters])
 
@@ -155,7 +155,8 @@ def test_rows_under_two_tasks_do_not_mix(make_trainer):
     y[8:] = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).repeat(4, 1)
     size = {"size": lambda logits: logits.abs().sum(-1).sum(0)}
     with pytest.raises(
-        InputError, match="first batches of SeveralCounters do not show the task that others show. Pass argument `task`"
+        InputError,
+        match="first batches of SeveralCounters do not imply the task that later ones do. Pass argument `task`",
     ):
         OODDetection(scores=size).score(SeveralCounters(), DataLoader(TensorDataset(X[:16], y), 8))
 
@@ -217,7 +218,7 @@ def test_probabilities_of_classes_that_turn_out_to_be_labels(make_trainer):
     y[20] = torch.tensor([1.0, 1.0, 1.0])
     ensemble = EnsembleModule(SeveralCounters, num_members=2, seed=0)
     make_trainer(max_epochs=1).fit(ensemble, DataLoader(TensorDataset(X, y), 8))
-    message = r"is read with `task=Classification\(\)`.*a later batch holds rows that sum to 3\. Pass argument `task`: `task=Multilabel\(\)`"
+    message = r"is read with `task=Classification\(\)`.*a later batch holds rows that sum to 3\. Pass argument `task`, for example `task=Multilabel\(\)`"
     with pytest.raises(InputError, match=message):
         ensemble.predict(X)
 

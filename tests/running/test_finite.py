@@ -280,5 +280,5 @@ def test_attached_callbacks_that_read_a_model_differently_are_refused(make_train
     """One prediction is made of both: the second would be applied to what the first one reads."""
     module, trainer = Lit(), make_trainer(max_epochs=1, callbacks=[first, second])
     trainer.fit(module, LOADER, LOADER)
-    with pytest.raises(InputError, match="make one prediction of Lit together, but their `predict_fn`, .* differ"):
+    with pytest.raises(InputError, match="build predictions of Lit together, but their `predict_fn`, .* differ"):
         trainer.predict(module, LOADER)

@@ -137,7 +137,7 @@ def test_a_module_of_labelled_images():
     )
     assert task_for(data) == Classification(num_classes=3)
     assert (data.num_train, len(data.test_rows), data.class_names) == (40, 20, ("0", "1", "2"))
-    assert data.notes == ("Seeds differ in the training alone, since MNISTDataModule brings its own split.",)
+    assert data.notes == ("Seeds affect only the training, since MNISTDataModule has its own split.",)
     assert data.ood_dataloaders() == {}
     # The test loader shuffles, but positions stay.
     x = torch.cat([x for x, _ in data.test_dataloader()])
@@ -186,7 +186,7 @@ def test_a_module_by_its_path(tmp_path, monkeypatch, houses):
     (tmp_path / "users_data.py").write_text("from lightning_uq.data import NpzDataModule as Renamed\n")
     with pytest.raises(
         InputError,
-        match=r"NpzDataModule\(path, .*\) does not take \{'file': 'x'\}: missing a required argument: 'path'",
+        match=r"NpzDataModule\(path, .*\) does not accept \{'file': 'x'\}: missing a required argument: 'path'",
     ):
         ForeignDataModule("users_data:Renamed", {"file": "x"})
     for path in ("users_data:Nothing", "users_data.Nothing", "torch.nn:Linear"):
@@ -231,24 +231,24 @@ def test_tasks_that_targets_show(y, x, expected, num_outputs):
         (
             torch.eye(4),
             "auto",
-            r"training targets of Arrays show no task: they are torch.float32 of shape \[4, 4\], .* Pass `task`, one of",
+            r"task of Arrays is unclear from its training targets, which are torch.float32 of shape \[4, 4\], .* Pass `task`, one of",
         ),
-        (torch.eye(4).long(), "auto", "show no task"),
-        (torch.tensor([[1, 2], [3, 4]]), "auto", "show no task"),
+        (torch.eye(4).long(), "auto", "is unclear from its training targets"),
+        (torch.tensor([[1, 2], [3, 4]]), "auto", "is unclear from its training targets"),
         (torch.tensor([0, 2, 1]), "binary", "task='binary' needs targets 0 and 1, but those of Arrays hold 2"),
         (
             torch.tensor([0.5, 0.2]),
             "classification",
-            "task='classification' needs integers 0 ... C-1 .* are torch.float32",
+            "task='classification' needs integer labels 0 ... C-1 .* are torch.float32",
         ),
-        (torch.tensor([1, -1]), "auto", "needs integers 0 ... C-1 of at least 2 classes, .* from -1 to 1"),
+        (torch.tensor([1, -1]), "auto", "needs integer labels 0 ... C-1 of at least 2 classes, .* from -1 to 1"),
         (torch.tensor([1, 1]), "auto", "at least 2 classes"),
         (
             torch.tensor([[0], [1]]),
             "auto",
-            r"task='classification' does not go together with the targets of Arrays, whose shape is \[2, 1\]",
+            r"task='classification' does not match the targets of Arrays, whose shape is \[2, 1\]",
         ),
-        (torch.tensor([0, 1]), "multilabel", "task='multilabel' does not go together"),
+        (torch.tensor([0, 1]), "multilabel", "task='multilabel' does not match"),
         (torch.tensor([2.0, 2.0]), "regression", "The training targets of Arrays must vary"),
     ],
 )
@@ -269,13 +269,13 @@ def test_missing_loaders(part):
     y = torch.tensor([0, 1, 2])
     hook = f"{part}_dataloader"
     for value, message in (
-        (getattr(LightningDataModule, hook), f"Arrays must have one `{hook}`, but it has none. All methods"),
+        (getattr(LightningDataModule, hook), f"Arrays must have exactly one `{hook}`, but it has none. All methods"),
         (lambda self: [DataLoader(TensorDataset(y, y))] * 2, f"one `{hook}`, but it returns 2 loaders"),
         (lambda self: [], f"one `{hook}`, but it has none"),
         (lambda self: DataLoader([]), f"The {part} loader must hold batches, but it is empty"),
         (
             lambda self: DataLoader(torch.zeros(3, 2)),
-            f"of the {part} loader must hold targets .* are NoneType. Pass `unpack_batch`",
+            f"of the {part} loader must have targets .* are NoneType. Pass `unpack_batch`",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -313,7 +313,7 @@ def test_batches_that_need_a_function_and_inputs_that_are_no_tensors():
         unpack_batch=lambda batch: ((batch["a"], batch["b"]), batch["y"]),
     )
     assert (data.task, data.num_train) == ("classification", 6)
-    with pytest.raises(InputError, match="The inputs of Arrays must be tensors, so that a network can be chosen"):
+    with pytest.raises(InputError, match="The inputs of Arrays are not tensors, so no network can be chosen"):
         _ = data.input_shape
 
 
@@ -387,7 +387,7 @@ def test_a_module_of_the_other_tree():
     class Bare(pytorch_lightning.LightningDataModule):
         pass
 
-    with pytest.raises(InputError, match="Bare must have one `train_dataloader`, but it has none"):
+    with pytest.raises(InputError, match="Bare must have exactly one `train_dataloader`, but it has none"):
         ForeignDataModule(Bare()).setup()
 
 

@@ -121,7 +121,9 @@ def test_densities_and_distances_of_a_regressor(make_trainer, module, told):
 
 def test_one_network_without_another_score_is_refused(make_trainer, told):
     trainer = make_trainer(callbacks=[OODDetection({"far": data(num=9)})])
-    with pytest.raises(InputError, match=r"Regression\(head='mean'\) has no score for one network. Score an ensemble"):
+    with pytest.raises(
+        InputError, match=r"Regression\(head='mean'\) has no score for a single network. Score an ensemble"
+    ):
         trainer.test(Regressor(), data(), verbose=False)
 
 

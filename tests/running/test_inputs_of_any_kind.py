@@ -260,7 +260,7 @@ def test_the_first_of_a_tuple_is_read_and_a_likely_other_one_is_a_warning(make_t
             return self.head(h), h
 
     loader = DataLoader(list(zip(X, Y, strict=True)), batch_size=8)
-    with pytest.warns(UserWarning, match=r"tuple of 2, of which the first part.*`output=lambda out: out\[1\]`"):
+    with pytest.warns(UserWarning, match=r"tuple of 2, whose first part.*`output=lambda out: out\[1\]`"):
         make_trainer(max_epochs=1).fit(DeterministicModule(WithFeatures()), loader)
 
 
@@ -419,7 +419,7 @@ def test_a_module_that_makes_its_own_input_is_handed_the_whole_batch(make_traine
 def test_predictions_of_windows_are_not_written_as_if_they_were_samples(make_trainer, tmp_path):
     ensemble = EnsembleModule(Forecast, num_members=2, seed=0, predict_fn=forecast, task="regression")
     trainer = make_trainer(callbacks=[PredictionWriter(tmp_path / "p", format="csv")])
-    with pytest.raises(InputError, match="Each of the 6 predictions of batch 0 must have an index.*sampler gave 2"):
+    with pytest.raises(InputError, match="Each of the 6 predictions of batch 0 must have an index.*sampler yielded 2"):
         trainer.predict(ensemble, series_loader())
 
 

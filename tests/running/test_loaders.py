@@ -183,7 +183,7 @@ def test_streams_and_own_iterations_are_read_as_they_are():
     user = OwnIteration(dataset(4), batch_size=2)
     assert [b.tolist() for b in exact_loader(user)] == [[0, 10], [20, 30]]
     for trainer in ranks(2):
-        with pytest.warns(UserWarning, match="reads `x` as it is"):
+        with pytest.warns(UserWarning, match="reads `x` unchanged"):
             assert len(list(exact_loader(user, trainer, name="`x`"))) == 2
 
 
@@ -252,5 +252,5 @@ def test_the_data_for_a_fit_after_training_and_their_number():
     assert fit_dataloader_of(None) is None
     assert num_training_samples(SimpleNamespace(train_dataloader=DataLoader(dataset(7), batch_size=2))) == 7
     several = SimpleNamespace(train_dataloader=[DataLoader(dataset(7))])
-    with pytest.raises(InputError, match=r"The training data has no length \(.*\)\. Pass `num_train`\."):
+    with pytest.raises(InputError, match=r"The training data have no length \(.*\)\. Pass `num_train`\."):
         num_training_samples(several)

@@ -126,7 +126,8 @@ def test_the_task_of_a_foreign_module_is_an_argument_and_of_ours_its_own():
     module = DeterministicModule(nn.Linear(4, 3))
     assert LogitReader(task=Classification()).task(module) is module.task
     with pytest.raises(
-        InputError, match=r"DeterministicModule is one and has the task Classification\(\). Leave argument `task` out"
+        InputError,
+        match=r"DeterministicModule is one of this package and has the task Classification\(\). Leave argument `task` out",
     ):
         LogitReader(task=Segmentation()).task(module)
     with pytest.raises(InputError, match="`task` must be a Task, or one of"):
@@ -148,7 +149,7 @@ def test_a_predict_fn_of_maps_may_give_an_index_or_none(num_rows):
 def test_a_first_batch_that_may_be_read_in_two_ways_is_refused():
     reader = LogitReader(lambda model, x: model(x), task=Segmentation())
     with pytest.raises(
-        InputError, match=r"\[2, 2, 4, 4\] for a batch of 2, .*as \[B, ...\] and as \[Z, B, ...\]. Use another"
+        InputError, match=r"\[2, 2, 4, 4\] for a batch of 2, .*as \[B, ...\] or as \[Z, B, ...\]. Use another"
     ):
         reader(Maps(), torch.randn(2, 4, 4))
     assert reader(Maps(), torch.randn(1, 4, 4)).shape == (1, 1, 2, 4, 4)

@@ -15,7 +15,7 @@ from lightning_uq.running.step_input import StepInput
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
 LOADER = DataLoader(TensorDataset(X, Y), batch_size=20)
-TEXT = "gives its `forward` another input than the one that is read from the batch"
+TEXT = "calls its `forward` with an input other than the one read from the batch"
 
 
 class Lit(LightningModule):
@@ -108,7 +108,7 @@ USES = {
 @pytest.mark.parametrize("kind", [Scaling, ScalingInPlace])
 def test_a_step_that_makes_its_own_input_is_told(make_trainer, use, kind):
     (text,) = told(lambda: USES[use](kind(), make_trainer))
-    assert f"of {kind.__name__} gives" in text
+    assert f"of {kind.__name__} calls" in text
     assert "Pass `unpack_batch`" in text
 
 

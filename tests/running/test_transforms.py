@@ -166,7 +166,7 @@ def test_a_second_fit_takes_the_place_of_the_first():
 
 def test_a_failed_fit_leaves_nothing_attached():
     module, scaling = fitted()
-    with pytest.raises(InputError, match="must hold targets"):
+    with pytest.raises(InputError, match="must have targets"):
         scaling.fit(module, [X])
     assert len(module.prediction_transforms) == 0
 
@@ -230,7 +230,7 @@ def test_other_weights_are_an_error_that_says_what_to_do(make_trainer):
     module, scaling = fitted()
     with torch.no_grad():
         next(module.parameters()).add_(0.1)
-    match = r"TemperatureScaling was fitted on other weights than this module has\. Load .*`module.prediction_transforms.clear"
+    match = r"TemperatureScaling was fitted on other weights than this module's\. Load .*`module.prediction_transforms.clear"
     with pytest.raises(NotFittedError, match=match):
         module.predict(X)
     with pytest.raises(NotFittedError, match=match):
@@ -258,7 +258,7 @@ def test_best_weights_are_asked_for_until_they_are_loaded(make_trainer, tmp_path
     keep = ModelCheckpoint(tmp_path / "c", monitor="val_loss", mode="max")  # the first epoch's, not the last
     make_trainer(callbacks=[scaling, keep], max_epochs=3, enable_checkpointing=True).fit(module, loader(), loader())
     module.eval()
-    with pytest.raises(NotFittedError, match="Load the weights that it was fitted on .*-uq.ckpt"):
+    with pytest.raises(NotFittedError, match="Load the weights of the fit .*-uq.ckpt"):
         module.predict(X)
     state = torch.load(scaling.uq_ckpt_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)

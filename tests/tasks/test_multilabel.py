@@ -206,10 +206,10 @@ def test_what_a_calibration_cannot_do_is_refused_before_the_training(make_traine
         TemperatureScaling(per_label=True, scope="shared")
     classifier = DeterministicModule(network).double()
     classes = DataLoader(TensorDataset(X, Y[:, 0].long()), batch_size=16)
-    with pytest.raises(InputError, match="`per_label` is for several labels per input, but the task is Classification"):
+    with pytest.raises(InputError, match="`per_label` needs several labels per input, but the task is Classification"):
         make_trainer(callbacks=[TemperatureScaling(per_label=True)]).fit(classifier, classes, classes)
     soft = loader(0.9 * Y)
-    with pytest.raises(InputError, match="must hold labels, but a batch has probabilities as targets"):
+    with pytest.raises(InputError, match="must have labels, but the targets of a batch are probabilities"):
         make_trainer(callbacks=[TemperatureScaling()]).fit(module.double(), loader(Y), soft)
 
 

@@ -1,1 +1,1 @@
-"""A run's directory: what it holds, how it is written and read again, and when a later run may go on in it."""
+"""A run's directory: its files, how they are written and read, and when a later run may continue in it."""

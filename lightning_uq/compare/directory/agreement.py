@@ -1,4 +1,4 @@
-"""What has to agree between two runs for their records to stand in one table."""
+"""Checks whether the records of two runs may be in one table."""
 
 import hashlib
 import importlib.util
@@ -13,11 +13,11 @@ from lightning_uq.compare.planning.discovery import is_source, load_source, meth
 from lightning_uq.compare.problem import Problem
 from lightning_uq.errors import InputError
 
-WAYS_OUT = "Choose another `out`, or start anew with `overwrite`."
+WAYS_OUT = "Choose another `out`, or start again with `overwrite`."
 
 
 def plain_configuration(configuration: Configuration, problem: Problem) -> dict[str, Any]:
-    """A configuration as JSON has it, with every default filled in: two that mean the same are equal."""
+    """A configuration as JSON, with all defaults filled in, so that equivalent configurations are equal."""
     filled = replace(
         configuration,
         task=problem.data.task,
@@ -30,9 +30,9 @@ def plain_configuration(configuration: Configuration, problem: Problem) -> dict[
 
 
 def settings_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a plain configuration on which the numbers depend, beside the samples. Those of a module are there only if there is one.
+    """The fields of a plain configuration that affect the numbers, apart from the samples. Those of a module are included only if there is one.
 
-    The other fields say where the data lie, or choose rows.
+    The other fields locate the data, or choose rows.
     """
     contents = configuration["contents"]
     names = ("data_module", "task", "ood_classes", "network", "seed", "accelerator")
@@ -44,9 +44,9 @@ def settings_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_hashes(configuration: Configuration) -> dict[str, str]:
-    """Hashes of the texts of a user's files by what they define: ``method NAME``, ``network``, ``module`` or ``data_module``.
+    """Hashes of the source texts of a user's files, by what they define: ``method NAME``, ``network``, ``module`` or ``data_module``.
 
-    What such a file imports is not read.
+    The imports of such a file are not read.
     """
     files: dict[str, str | None] = {}
     for name in (*filter(is_source, configuration.methods or ()), *configuration.method_file):
@@ -55,7 +55,7 @@ def source_hashes(configuration: Configuration) -> dict[str, str]:
     for name in ("network", "module", "data_module"):
         path = getattr(configuration, name)
         if path is None or path.startswith("timm:") or not ("." in path or ":" in path):
-            continue  # names of this package's or timm's networks are covered by the versions
+            continue  # the versions cover networks of this package and of timm
         module_name = path.partition(":")[0] if ":" in path else path.rpartition(".")[0]
         spec = importlib.util.find_spec(module_name)
         files[name] = None if spec is None else spec.origin
@@ -67,11 +67,11 @@ def source_hashes(configuration: Configuration) -> dict[str, str]:
 
 
 def check_agreement(then: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
-    """Check that a run may go on in a directory.
+    """Check that a run may continue in a directory.
 
     Args:
-        then: What ``run.json`` says: ``configuration``, ``data``, ``sources`` and ``save_predictions``.
-        now: The same of this run.
+        then: The contents of ``run.json``: ``configuration``, ``data``, ``sources`` and ``save_predictions``.
+        now: The same for this run.
         directory: The directory.
 
     Raises:
@@ -81,16 +81,16 @@ def check_agreement(then: Mapping[str, Any], now: Mapping[str, Any], directory: 
     old_data, new_data = then["configuration"]["data"], now["configuration"]["data"]
     same_data = all(then["data"][seed] == now["data"][seed] for seed in shared_seeds)
     before, after = settings_of(then["configuration"]), settings_of(now["configuration"])
-    if same_data or old_data == new_data:  # else the settings differ since the data do
+    if same_data or old_data == new_data:  # otherwise the settings differ because the data do
         for name, new in after.items():
-            old = before.get(name, new)  # a run without a module says nothing of one
+            old = before.get(name, new)  # a run without a module has no such entry
             if old != new:
                 raise InputError(
                     f"`{name}` is {_shown(new)}, but in the comparison in {directory} it is {_shown(old)}. {WAYS_OUT}"
                 )
     if not same_data:
         raise InputError(
-            f"`data`: {new_data} does not hold the same samples as {old_data} when the comparison in {directory} began. {WAYS_OUT}"
+            f"`data`: The samples of {new_data} differ from those of {old_data} at the start of the comparison in {directory}. {WAYS_OUT}"
         )
     seeds, earlier = now["configuration"]["seeds"], then["configuration"]["seeds"]
     if seeds < earlier:
@@ -98,24 +98,24 @@ def check_agreement(then: Mapping[str, Any], now: Mapping[str, Any], directory: 
     lacking = [name for name in then["methods"] if name not in now["methods"]]
     if seeds > earlier and lacking:
         raise InputError(
-            f"`seeds` is {seeds}, but in the comparison in {directory} it is {earlier}, and its rows of {', '.join(lacking)} would lack the further "
-            f"seeds. Add these to `methods`, too. {WAYS_OUT}"
+            f"`seeds` is {seeds}, but in the comparison in {directory} it is {earlier}, and its rows of {', '.join(lacking)} would lack the additional "
+            f"seeds. Add these methods to `methods`. {WAYS_OUT}"
         )
     for name in then["sources"].keys() & now["sources"].keys():
         if then["sources"][name] != now["sources"][name]:
             argument = "methods" if name.startswith("method ") else name
             what = name if name.startswith("method ") else f"the {name.replace('_', ' ')}"
             raise InputError(
-                f"`{argument}`: the file of {what} has changed since the comparison in {directory} began. {WAYS_OUT}"
+                f"`{argument}`: The file of {what} has changed since the start of the comparison in {directory}. {WAYS_OUT}"
             )
     if now["save_predictions"] and not then["save_predictions"]:
         raise InputError(
-            f"`save_predictions` is given, but the comparison in {directory} began without it, and its networks are gone. {WAYS_OUT}"
+            f"`save_predictions` is set, but the comparison in {directory} was started without it, and its networks no longer exist. {WAYS_OUT}"
         )
 
 
 def merged_configuration(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a comparison that further methods, or seeds, join."""
+    """The configuration of a comparison after adding methods or seeds."""
     merged = {**then, **{name: value for name, value in now.items() if value is not None}}
     for name in ("methods", "method_file"):
         merged[name] = list(dict.fromkeys([*then[name], *now[name]]))

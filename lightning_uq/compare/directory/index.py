@@ -17,44 +17,44 @@ from lightning_uq.report import Column, Link, Report, render_html, shown_columns
 _RANK = Column(
     "mean_rank", "Mean rank", "lower", "prediction", lambda value: f"{value:.2f}", "Mean rank over data sets, 1 is best"
 )
-_TIES = "Ranks of methods that are tied say nothing."
+_TIES = "Ranks of tied methods are meaningless."
 MIN_SETS = 6
-"""Data sets from which on a sign test between two methods can reach 5 %, two-sided: 2 / 2^6 < 0.05 < 2 / 2^5."""
+"""The number of data sets from which a two-sided sign test between two methods can reach 5 %: 2 / 2^6 < 0.05 < 2 / 2^5."""
 
 
 def find_runs(directory: Path) -> dict[str, Run]:
-    """The runs in the folders of a directory, by the names of the folders.
+    """The runs in the folders of a directory, by folder name.
 
     Raises:
-        InputError: There is none, or one cannot be read.
+        InputError: There is no run, or one cannot be read.
     """
     folders = sorted(path.parent for path in directory.glob(f"*/{RESULTS}"))
     if not folders:
         raise InputError(
-            f"{directory} has no {RESULTS}, and none of its folders has one, so it is neither a run nor holds runs."
+            f"{directory} has no {RESULTS}, and neither has any of its folders, so it is not a run and contains no runs."
         )
     return {folder.name: read_run(folder) for folder in folders}
 
 
 def skipped_folders(directory: Path, runs: Mapping[str, Run]) -> list[str]:
-    """What is wrong with each folder of a directory of runs that is no run, one sentence each; hidden folders aside."""
+    """For each folder of a directory that is not a run, a sentence with the reason. Hidden folders are skipped."""
     found = []
     for folder in sorted(one for one in directory.iterdir() if one.is_dir() and not one.name.startswith(".")):
         if folder.name not in runs:
             inner = [path.parent.name for path in folder.glob(f"*/{RESULTS}")]
-            runs_inside = f", but its folders have: make its own page with `lightning-uq report {folder}`"
+            runs_inside = f", but its folders do. Make its own page with `lightning-uq report {folder}`"
             found.append(f"Skipped {folder.name}: it has no {RESULTS}{runs_inside if inner else ''}.")
     return found
 
 
 def write_index(runs: Mapping[str, Run], directory: Path) -> dict[str, Any] | None:
-    """Write the page over runs into a directory, and the pages of the runs again, with links to and fro.
+    """Write the page over runs into a directory, and rewrite the pages of the runs with links in both directions.
 
-    Runs that tested modules on the same rows become one comparison of these modules.
+    Runs of modules that were tested on the same rows become one comparison of these modules.
 
     Args:
         runs: The runs by the names of their folders in the directory.
-        directory: Where to write; it exists, and so do the runs' folders in it.
+        directory: The existing directory, which contains the folders of the runs.
 
     Returns:
         The results of the comparison of modules, or None.
@@ -74,9 +74,9 @@ def write_index(runs: Mapping[str, Run], directory: Path) -> dict[str, Any] | No
 
 
 def make_index(runs: Mapping[str, Run]) -> Report:
-    """The page over runs: a card for each, and a table of the number that decides on each.
+    """The page over runs: a card for each, and a table of the deciding number of each.
 
-    Methods are ranked on each data set by that number, such as the NLL; ranks have no unit, so they can be averaged. Several runs on one data set are
+    On each data set, methods are ranked by that number, such as the NLL. Ranks have no unit, so they can be averaged. Several runs on the same data set are
     not independent, and count as one.
 
     Args:
@@ -96,7 +96,7 @@ def make_index(runs: Mapping[str, Run]) -> Report:
     for method in methods:
         row: dict[str, Any] = {one.name: one.values[method] for one in decisive if method in one.values}
         row |= {"mean_rank": {"mean": ranks[method], "se": None}} if method in ranks else {}
-        if row:  # others have nothing to show
+        if row:  # methods without a row have no numbers
             rows.append({"method": method, **row})
     rows.sort(key=lambda row: row["mean_rank"]["mean"] if "mean_rank" in row else math.inf)
     ranked = [row for row in rows if "mean_rank" in row]
@@ -123,7 +123,7 @@ def _about(method: Mapping[str, Any]) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class _Decisive:
-    """The number that decides in one run: its column in the table over runs, and what each method has."""
+    """The deciding number of one run: its column in the table over runs, and each method's value."""
 
     name: str
     data: str
@@ -147,7 +147,7 @@ class _Decisive:
         return cls(name, data, shown, values, found.get("tied", ()), found.get("best"))
 
     def rank(self, method: str, among: Sequence[str]) -> float:
-        """The place of a method among those that have a number; equal numbers share the mean of their places."""
+        """The rank of a method among those with a number; equal numbers share the mean of their ranks."""
         sign = -1 if self.column.better == "higher" else 1
         own, *all_means = (float(sign * self.values[name]["mean"]) for name in (method, *among) if name in self.values)
         better, equal = sum(other < own for other in all_means), sum(other == own for other in all_means)
@@ -158,7 +158,7 @@ class _Decisive:
 
 
 def _mean_ranks(decisive: Sequence[_Decisive], common: Sequence[str], data_sets: Sequence[str]) -> dict[str, float]:
-    """Mean ranks over data sets of the methods that each of them has; several runs on one data set count as one."""
+    """Mean ranks over data sets of the methods that all of them have. Several runs on the same data set count as one."""
     found = {}
     for method in common:
         of_sets = [
@@ -190,7 +190,7 @@ def _verdict(ranked: Sequence[Mapping[str, Any]], decisive: Sequence[_Decisive],
     )
     return [
         f"{sentence} {_TIES}",
-        "This describes these data sets. It is no test of whether the order would be the same on others.",
+        "This describes these data sets. It does not test whether the order would be the same on others.",
     ]
 
 
@@ -198,8 +198,8 @@ def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> l
     if num_sets < 2:
         return []
     notes = [
-        "A method's rank on a data set is its place by the number in the table, 1 for the best; equal numbers share a place. The mean rank weighs all data "
-        "sets alike, whatever their units and sizes.",
+        "A method's rank on a data set is its place by the number in the table, 1 for the best. Equal numbers share a place. The mean rank gives all data "
+        "sets the same weight, regardless of their units and sizes.",
     ]
     if num_sets < MIN_SETS:
         notes.append(
@@ -211,6 +211,6 @@ def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> l
         )
     if num_unranked:
         notes.append(
-            "Methods without a number on every data set have no mean rank, and the others are ranked without them."
+            "Methods without a number on every data set have no mean rank. The others are ranked without them."
         )
     return notes

@@ -14,11 +14,11 @@ from lightning_uq.compare.statistics.verdict import make_verdict
 from lightning_uq.errors import InputError
 
 Run = tuple[Mapping[str, Any], Mapping[str, Sequence[Record]]]
-"""Results and records, as :func:`~lightning_uq.compare.training.reading.read_run` gives them."""
+"""Results and records, as returned by :func:`~lightning_uq.compare.directory.reading.read_run`."""
 
 
 def tested_on_same_rows(runs: Sequence[Run]) -> bool:
-    """Whether all runs are tests of modules, on the same rows with the same targets."""
+    """Whether all runs tested modules on the same rows with the same targets."""
     if not all(results.get("kind") == "test" for results, _ in runs):
         return False
     first, *others = (_only(run) for run in runs)
@@ -29,13 +29,13 @@ def tested_on_same_rows(runs: Sequence[Run]) -> bool:
 
 
 def join(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, list[Record]]]:
-    """The results and records of one comparison of the modules. Runs with the same name are the seeds of one method.
+    """The results and records of one comparison of the modules. Runs with the same name are seeds of one method.
 
     Args:
         runs: The runs, tested on the same rows.
 
     Raises:
-        InputError: The names have different numbers of runs.
+        InputError: The numbers of runs differ between names.
     """
     records: dict[str, list[Record]] = {}
     for one in map(_only, runs):
@@ -45,8 +45,8 @@ def join(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, list[Record]]]:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(
-            f"Runs with the same `name` are the seeds of one method, and each method needs as many, but they are: {listed}. Give different modules "
-            "different names, UncertaintyReport(directory, name='mine')."
+            f"Runs with the same `name` are seeds of one method, and all methods need the same number of seeds, but there are {listed}. Give different modules "
+            "different names: UncertaintyReport(directory, name='mine')."
         )
     rows, first = make_rows(records), runs[0][0]
     baseline = next(iter(records))

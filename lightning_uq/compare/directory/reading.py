@@ -1,4 +1,4 @@
-"""Reading a run's directory: its results and its records."""
+"""Reads a run's directory: its results and its records."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, list[Record]]]:
     """The contents of a run's ``results.json``, and the records of its methods in the order of their seeds.
 
     Args:
-        directory: The directory that a comparison or :class:`~lightning_uq.compare.UncertaintyReport` wrote.
+        directory: The directory of a comparison or :class:`~lightning_uq.compare.UncertaintyReport` wrote.
 
     Raises:
         InputError: The directory is not that of a run, was written by another version, or lacks records.
@@ -26,12 +26,12 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, list[Record]]]:
     records: dict[str, list[Record]] = {row["method"]: [] for row in results["rows"]}
     for path in sorted((directory / FOLDER).glob("*.npz")):
         record = Record.load(path)
-        if record.method in records:  # others are those of methods without a row, of a run that was interrupted
+        if record.method in records:  # skips methods without a row, from an interrupted run
             records[record.method].append(record)
     missing = [name for name, found in records.items() if not found]
     if missing:
         raise InputError(
-            f"{directory / FOLDER} has no records of {', '.join(missing)}, from which the figures are drawn. Copy the folder {FOLDER} together with "
+            f"{directory / FOLDER} has no records of {', '.join(missing)}, which the figures need. Copy the folder {FOLDER} together with "
             f"{RESULTS}, or run again."
         )
     return results, {name: sorted(found, key=lambda record: record.seed) for name, found in records.items()}
@@ -44,7 +44,9 @@ def read_results(directory: Path) -> dict[str, Any]:
         InputError: The directory is not that of a run, or was written by another version.
     """
     if not directory.is_dir():
-        raise InputError(f"{directory} is {'a file' if directory.exists() else 'not there'}; a run is a directory.")
+        raise InputError(
+            f"{directory} {'is a file' if directory.exists() else 'does not exist'}. A run is a directory."
+        )
     path = directory / RESULTS
     if not path.is_file():
         raise InputError(f"{directory} has no {RESULTS}, so it is not the directory of a run.")

@@ -1,4 +1,4 @@
-"""A run's directory: what an earlier run left there, and the state that lets a later one go on."""
+"""A run's directory: the results of an earlier run, and the state for continuing it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ from lightning_uq.method import Method, Monitor
 from lightning_uq.writing import partial_path, replacing
 
 STATE = "run.json"
-"""The file that says what a directory's records belong to."""
+"""The file that describes the comparison of a directory's records."""
 
 _FORMAT = 2
 _OWN = (STATE, TRIALS, *RESULTS, *STALE, f"{FOLDER}/*-*.npz", f"{PREDICTIONS}/*-*.npz")
-"""Patterns of the files that a comparison writes."""
+"""Patterns of a comparison's files."""
 
 
 @dataclass
@@ -47,13 +47,13 @@ class RunDirectory:
 
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
-        """What a page says of each method that has a record here, or will have, by name."""
+        """What a page shows of each method that has a record here or will have one, by name."""
         found: dict[str, dict[str, Any]] = self.state["methods"]
         return found
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The methods that have no row, and why: they could not run, or diverged."""
+        """The methods without a row, and why: they could not run, or they diverged."""
         diverged: dict[str, dict[str, str]] = self.state["diverged"]
         reasons = {
             name: "; ".join(f"it diverged at seed {seed} ({reason})" for seed, reason in seeds.items())
@@ -62,23 +62,23 @@ class RunDirectory:
         return {**self.state["left_out"], **reasons}
 
     def has(self, method: str, seed: int) -> bool:
-        """Whether a method's record for a seed is there."""
+        """Whether a method's record for a seed exists."""
         return record_path(self.path, method, seed).is_file()
 
     def is_done(self, method: str, seed: int) -> bool:
-        """Whether a method's record for a seed is there, or cannot be, since its training diverged."""
+        """Whether a method's record for a seed exists, or cannot exist because its training diverged."""
         return self.has(method, seed) or str(seed) in self.state["diverged"].get(method, {})
 
     def add_diverged(self, method: str, seed: int, reason: str) -> None:
-        """Keep that a method diverged, so that it is not trained again."""
+        """Record that a method diverged, so that it is not trained again."""
         self.state["diverged"].setdefault(method, {})[str(seed)] = reason
         self.save()
 
     def records(self, seeds: Sequence[int]) -> dict[str, list[Record]]:
-        """The records that are there, by method.
+        """The existing records, by method.
 
         Raises:
-            InputError: A file is no record.
+            InputError: A file is not a record.
         """
         return {name: [self._record(name, seed) for seed in seeds if self.has(name, seed)] for name in self.methods}
 
@@ -93,7 +93,7 @@ class RunDirectory:
             path.write_bytes(to_json(self.state))
 
     def discard_if_empty(self) -> None:
-        """Remove what is there if no training has ended: an attempt that failed at once leaves nothing."""
+        """Remove the files if no training has ended, so that a failed attempt leaves nothing."""
         if not self.has_work:
             remove_own(self.path)
 
@@ -112,25 +112,25 @@ def open_run(
     overwrite: bool = False,
     save_predictions: bool = False,
 ) -> tuple[RunDirectory, list[str]]:
-    """Begin a run in a directory, or go on with the one that is there.
+    """Start a run in a directory, or continue the existing one.
 
     Args:
-        path: The directory; it exists.
-        configuration: The configuration, filled in.
+        path: An existing directory.
+        configuration: The configuration, with defaults filled in.
         plan: The methods of this run.
-        resume: Whether to go on with a run that was interrupted.
-        overwrite: Whether to remove what a comparison left there.
+        resume: Whether to continue an interrupted run.
+        overwrite: Whether to remove the files of an earlier comparison.
         save_predictions: Whether predictions are saved.
 
     Returns:
-        The directory, and sentences that the user should read.
+        The directory, and notes for the user.
 
     Raises:
-        InputError: The directory holds results that do not agree with this run, or an interrupted run and neither ``resume`` nor ``overwrite`` is
-            given.
+        InputError: The directory holds results that do not match this run, or an interrupted run without ``resume`` or ``overwrite``
+            being set.
     """
     if resume and overwrite:
-        raise InputError("`resume` goes on with a comparison and `overwrite` removes it. Give one of them.")
+        raise InputError("`resume` continues a comparison, and `overwrite` removes it. Pass only one of them.")
     now = _state_of(configuration, plan, save_predictions)
     if overwrite:
         remove_own(path)
@@ -143,13 +143,13 @@ def open_run(
         return run, []
     check_agreement(then, now, path)
     for partial in [one for one in _own_files(path) if one.name.startswith(".")]:
-        partial.unlink()  # of a process that was killed while it wrote
+        partial.unlink()  # left by a process that was killed while writing
     before = RunDirectory(path, then)
     seeds = configuration.all_seeds
     unfinished = [name for name in before.methods if not all(before.is_done(name, seed) for seed in seeds)]
     if unfinished and not resume:
         raise InputError(
-            f"{path} holds a comparison that is not complete: {', '.join(unfinished)} lacks seeds. Go on with `resume`, or start anew with "
+            f"{path} holds an incomplete comparison: {', '.join(unfinished)} lacks seeds. Continue it with `resume`, or start again with "
             "`overwrite`."
         )
     merged = {**then, **{name: {**then[name], **now[name]} for name in ("data", "sources", "methods")}}
@@ -162,7 +162,7 @@ def open_run(
 
 
 def remove_own(path: Path) -> None:
-    """Remove the files of a comparison from a directory, and no others."""
+    """Remove only the files of a comparison from a directory."""
     for one in _own_files(path):
         one.unlink()
     for folder in (path / FOLDER, path / PREDICTIONS):
@@ -177,7 +177,7 @@ def _has_work(path: Path, state: Mapping[str, Any]) -> bool:
 def _check_baseline(baseline: str | None, methods: Sequence[str]) -> None:
     if baseline is not None and baseline not in methods:
         raise InputError(
-            f"`baseline` is {baseline!r}, but the methods that are compared are {', '.join(dict.fromkeys(methods))}. Add it to `methods`."
+            f"`baseline` is {baseline!r}, but the compared methods are {', '.join(dict.fromkeys(methods))}. Add it to `methods`."
         )
 
 
@@ -203,7 +203,7 @@ def _state_of(configuration: Configuration, plan: Plan, save_predictions: bool) 
 
 
 def about(method: Method, monitor: Monitor | None = None) -> dict[str, Any]:
-    """What a page says of a method, as plain data.
+    """What a page shows of a method, as plain data.
 
     Args:
         method: The method.
@@ -219,7 +219,7 @@ def about(method: Method, monitor: Monitor | None = None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The contents of ``run.json``; None where there is none, or where no training has ended."""
+    """The contents of ``run.json``; None if there is none, or if no training has ended."""
     file = path / STATE
     if not file.is_file():
         return None
@@ -233,18 +233,18 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file} is no state of a comparison ({error}). {WAYS_OUT}") from error
+        raise InputError(f"{file} is not the state of a comparison ({error}). {WAYS_OUT}") from error
     if not has_work:
-        remove_own(path)  # of a run that was killed before its first training ended
+        remove_own(path)  # left by a run that was killed before its first training ended
         return None
     return state
 
 
 def _check_foreign(path: Path) -> None:
-    """Refuse results that no ``run.json`` explains; other files do no harm."""
+    """Reject results without a ``run.json``; other files are harmless."""
     found = next((one for one in _own_files(path) if not one.name.startswith(".")), None)
     if found is not None:
-        raise InputError(f"`out`: {path} holds {found.name}, but no comparison that could go on. {WAYS_OUT}")
+        raise InputError(f"`out`: {path} holds {found.name}, but no comparison to continue. {WAYS_OUT}")
 
 
 def _notes(before: RunDirectory, plan: Plan, seeds: Sequence[int]) -> list[str]:
@@ -252,12 +252,12 @@ def _notes(before: RunDirectory, plan: Plan, seeds: Sequence[int]) -> list[str]:
     there = [name for name in plan.chosen if all(before.has(name, seed) for seed in seeds)]
     if there:
         verb = "is" if len(there) == 1 else "are"
-        notes.append(f"{', '.join(there)} {verb} already in {before.path} and not trained again.")
+        notes.append(f"{', '.join(there)} {verb} already in {before.path}, and not trained again.")
     diverged = [name for name in plan.chosen if name in before.state["diverged"]]
     if diverged:
         verb = "is" if len(diverged) == 1 else "are"
         notes.append(
-            f"{', '.join(diverged)} diverged in {before.path} and {verb} not trained again. `overwrite` starts anew."
+            f"{', '.join(diverged)} diverged in {before.path}, and {verb} not trained again. To start again, use `overwrite`."
         )
     kept = [name for name in before.methods if name not in plan.chosen]
     if kept:

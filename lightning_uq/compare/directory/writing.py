@@ -1,4 +1,4 @@
-"""The files that a comparison leaves in its directory: results.json, the page and the figures."""
+"""Writes a comparison's files into its directory: results.json, the page and the figures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ STALE = ("differences_*.png", "reliability_*.png", "scores_*.png", "risk_coverag
 
 
 def write(results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], directory: Path) -> list[str]:
-    """Write ``results.json``, ``report.html`` and the PNG figures into a directory: all of them, or none.
+    """Write ``results.json``, ``report.html`` and the PNG figures into a directory: either all of them or none.
 
     Figures of an earlier comparison there are replaced.
 
     Args:
         results: The contents of ``results.json``.
         records: The records of its methods.
-        directory: Where to write; it exists.
+        directory: An existing directory.
 
     Returns:
         The files' names.
@@ -38,12 +38,12 @@ def write(results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], d
 def write_page(
     results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], directory: Path, pages: Sequence[Link] = ()
 ) -> list[str]:
-    """Write what :func:`write` writes, but ``results.json``: the page and the figures again, of a run that is there already.
+    """Write the files of :func:`write` except ``results.json``: the page and the figures of an existing run.
 
     Args:
         results: The contents of ``results.json``.
         records: The records of its methods.
-        directory: Where to write; it exists.
+        directory: An existing directory.
         pages: Links to other pages.
 
     Returns:
@@ -55,7 +55,7 @@ def write_page(
 def make_pages(
     results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], pages: Sequence[Link] = ()
 ) -> dict[str, bytes]:
-    """The page and the figures, by the names of their files."""
+    """The page and the figures, by file name."""
     figures = draw(results, records)
     report = make_report(results, {name: to_svg(figure) for name, figure in figures.items()})
     page = render_html(replace(report, pages=pages))
@@ -68,7 +68,7 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> list[str]:
 
 
 def write_results(results: Mapping[str, Any], directory: Path) -> None:
-    """Write ``results.json`` alone, whole or not at all."""
+    """Write only ``results.json``, atomically."""
     write_files(directory, {"results.json": to_json(results)})
 
 

@@ -1,1 +1,1 @@
-"""Trainings shared out over processes."""
+"""Distributes trainings over processes."""

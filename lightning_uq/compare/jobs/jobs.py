@@ -16,7 +16,7 @@ from lightning_uq.compare.planning.plan import Job, choose_methods
 from lightning_uq.compare.planning.tuning import tuned_configuration
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.progress.progress import Progress
-from lightning_uq.compare.progress.warning_notes import at_work, told_warnings
+from lightning_uq.compare.progress.warning_notes import at_work, reported_warnings
 from lightning_uq.compare.training.evaluation import evaluate
 from lightning_uq.compare.training.quiet import one_thread, quiet
 from lightning_uq.compare.training.saved_predictions import prediction_path
@@ -27,13 +27,13 @@ from lightning_uq.method import Method, Monitor
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a job, beside its files.
+    """The outcome of a job, besides its files.
 
     Attributes:
-        epochs: Epochs of the training.
-        seconds: Its time.
-        best: The best value of its validation metric; None where it has none, or diverged.
-        diverged: The methods without a record, since the training or what it led to is not finite, and why.
+        epochs: Number of epochs of the training.
+        seconds: Time of the training.
+        best: The best value of its validation metric; None if it has none, or diverged.
+        diverged: The methods without a record, because the training or its results are not finite, and why.
     """
 
     epochs: int
@@ -44,15 +44,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every job needs, as plain data that another process can be given.
+    """The shared inputs of all jobs, as plain data that can be sent to another process.
 
     Attributes:
         configuration: The configuration of the comparison.
-        directory: The run's directory, to which records are written.
-        monitors: For each trained method the validation metric whose best epoch is kept; None: the last weights are kept.
-        test_marks: For each seed the mark of its test samples.
-        known: All methods by name; None: found again from the configuration, as in another process.
-        save_predictions: Whether the predictions of the test rows are written, too.
+        directory: The run's directory, for the records.
+        monitors: For each trained method, the validation metric whose best epoch is kept; None: the last weights are kept.
+        test_marks: For each seed, the mark of its test samples.
+        known: All methods by name; None: they are found again from the configuration, as in another process.
+        save_predictions: Whether to write the predictions of the test rows too.
     """
 
     configuration: Configuration
@@ -63,17 +63,17 @@ class Workshop:
     save_predictions: bool = False
 
     def run(self, job: Job, devices: int | list[int], progress: Progress) -> Finished:
-        """Train once, and evaluate each method that reads the training. Each record is written whole or not at all.
+        """Train once, and evaluate each method that uses the training. Each record is written atomically.
 
         Args:
             job: The job.
-            devices: Lightning's.
-            progress: Told of the training and its epochs.
+            devices: Lightning's devices.
+            progress: Gets the training and its epochs.
 
         Raises:
             InputError: The test samples are not those of the plan.
         """
-        with told_warnings(progress, job.trainee, job.seed):
+        with reported_warnings(progress, job.trainee, job.seed):
             return self._run(job, devices, progress)
 
     def _run(self, job: Job, devices: int | list[int], progress: Progress) -> Finished:
@@ -110,16 +110,16 @@ class Workshop:
 def run_jobs(
     jobs: deque[Job], workshop: Workshop, progress: Progress, processes: int = 1
 ) -> Iterator[tuple[Job, Finished]]:
-    """Run jobs, and yield each when it is done: in order, or with several processes as they come.
+    """Run jobs, and yield each when it is done: in order, or, with several processes, in the order of completion.
 
     Args:
-        jobs: The jobs. Whoever iterates may add some; those that are begun are removed.
-        workshop: What all jobs share.
-        progress: Told of trainings and epochs.
+        jobs: The jobs. The caller may add some while iterating; started jobs are removed.
+        workshop: The shared inputs of all jobs.
+        progress: Gets trainings and epochs.
         processes: Number of processes.
 
     Raises:
-        InputError: That of a job. Jobs that other processes have begun are stopped.
+        InputError: The error of a job. The jobs of other processes are stopped.
     """
     if processes == 1:
         with quiet(), one_thread():
@@ -129,7 +129,7 @@ def run_jobs(
         return
     accelerator = workshop.configuration.accelerator
     devices = [devices_of(accelerator, number) for number in range(processes)]
-    remote = replace(workshop, known=None)  # the methods of a user's file cannot be sent
+    remote = replace(workshop, known=None)  # the methods of a user's file cannot be pickled
     yield from run_in_processes(jobs, _work_in_process, remote, devices, progress)
 
 
@@ -141,7 +141,7 @@ def _work_in_process(workshop: Workshop, job: Job, devices: int | list[int], pro
 
 
 def devices_of(accelerator: str, number: int) -> int | list[int]:
-    """Lightning's ``devices`` for the process of a number: one GPU after another, and again from the first one.
+    """Lightning's ``devices`` for the process with this number: one GPU per process, in turn.
 
     Example:
         >>> devices_of("cpu", 3)

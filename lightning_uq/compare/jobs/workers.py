@@ -1,4 +1,4 @@
-"""Processes that share out jobs. They tell of their progress, and none of them outlives its parent."""
+"""Worker processes for jobs. They report their progress, and none of them outlives its parent."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ _Result = TypeVar("_Result")
 Work = Callable[[_Shared, Job, "int | list[int]", Progress], _Result]
 
 PATIENCE = 10.0
-"""Seconds for a process to tidy up before it is killed."""
+"""Seconds for a process to clean up before it is killed."""
 
 
 def run_in_processes(
@@ -30,19 +30,19 @@ def run_in_processes(
     devices: Sequence[int | list[int]],
     progress: Progress,
 ) -> Iterator[tuple[Job, _Result]]:
-    """Run ``work(shared, job, devices, progress)`` for each job in one of several processes, and yield results as they come.
+    """Run ``work(shared, job, devices, progress)`` for each job in one of several processes, and yield results in the order of completion.
 
-    Whatever ends the loop (an error in a job, an interrupt, the caller), all processes have ended after it.
+    However the loop ends (by an error in a job, an interrupt, or the caller), all processes have ended afterwards.
 
     Args:
-        jobs: The jobs; they are begun in this order, and removed when they are. Whoever iterates may add some.
+        jobs: The jobs, started in this order and removed when started. The caller may add some while iterating.
         work: A function at the top level of a module.
-        shared: What all jobs share; it is pickled.
-        devices: Lightning's devices, one entry per process; no more processes are started than there are jobs at a time.
-        progress: Told what the processes tell.
+        shared: The shared inputs of all jobs, which are pickled.
+        devices: Lightning's devices, one entry per process. There are never more processes than jobs.
+        progress: Gets the progress of all processes.
 
     Raises:
-        UQError: That of a job, or a process died.
+        UQError: The error of a job, or a process died.
     """
     context = multiprocessing.get_context("spawn")
     begun: dict[Connection, Job] = {}
@@ -98,8 +98,8 @@ def _end(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-class _Telling(Progress):
-    """Passes on to the parent what a training tells."""
+class _ProgressSender(Progress):
+    """Sends the progress of a training to the parent."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -115,11 +115,11 @@ class _Telling(Progress):
 
 
 def _serve(connection: Connection, work: Work[Any, Any], shared: Any, devices: int | list[int]) -> None:
-    """A process: work on one job after another, until it is stopped."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the parent as well, which stops this process
+    """The loop of a process: work on one job after another, until it is stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C also reaches the parent, which stops this process
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    progress = _Telling(connection)
+    progress = _ProgressSender(connection)
     while True:
         job = connection.recv()
         try:
@@ -137,13 +137,13 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # the parent was killed, and nobody waits for the results
+    os._exit(1)  # the parent was killed, so no one waits for the results
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it can be sent to another process, else one with its text."""
+    """The error itself if it can be sent to another process, else an error with its text."""
     try:
         same = type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # an error of anybody's class may refuse in any way
+    except Exception:  # pickling an error of any class may fail in any way
         same = False
     return error if same else RuntimeError(f"{type(error).__name__}: {without_period(error)}.")

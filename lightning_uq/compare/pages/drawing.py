@@ -1,4 +1,4 @@
-"""The figures of a comparison, from its records."""
+"""Draws the figures of a comparison from its records."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,11 @@ def draw(results: Mapping[str, Any], records: Records) -> dict[str, "Figure"]:
         if "certainty" in scores:
             curves[title] = scores["certainty"], ~scores["correct"]
         elif "width_90" in scores:
-            known = ~scores["absolute_error"].isnan()  # a row without a target has no error
+            known = ~scores["absolute_error"].isnan()  # rows without a target have no error
             curves[title] = -scores["width_90"][known], scores["absolute_error"][known]
         if "pit" in scores:
             shares = central_coverage(scores["pit"])
-            # Conformal intervals have no distribution of their own.
+            # Conformal intervals have no distribution.
             if not any(torch.equal(shares, other) for other in coverage.values()):
                 coverage[title] = shares
     lines = [title for names in groups for title in [", ".join(names)] if set(names) & set(main)][:_MAX_LINES]
@@ -85,7 +85,7 @@ def draw(results: Mapping[str, Any], records: Records) -> dict[str, "Figure"]:
 
 
 def highlighted(results: Mapping[str, Any]) -> list[str]:
-    """The methods whose lines are coloured: the baseline, the best, and the next ones by the same number, four at most."""
+    """The methods with colored lines: the baseline, the best, and the next ones by the same number, at most four."""
     rows, key = results["rows"], quality_key(results["rows"])
     column = _COLUMNS[key] if key else None
     sign = -1 if column is not None and column.better == "higher" else 1
@@ -95,12 +95,12 @@ def highlighted(results: Mapping[str, Any]) -> list[str]:
 
 
 def pooled(records: Sequence[Record]) -> dict[str, Tensor]:
-    """Scores of the test rows of all seeds together, by name."""
+    """Scores of the pooled test rows of all seeds, by name."""
     return {name: torch.cat([record.rows[name] for record in records]) for name in records[0].rows}
 
 
 def central_coverage(pit: Tensor) -> Tensor:
-    """Share of targets in central intervals of the levels 5 %, 10 %, ..., 95 %, of P(Y <= y) [N, D].
+    """The share of targets in central intervals of the levels 5 %, 10 %, ..., 95 %, from P(Y <= y) [N, D].
 
     Example:
         >>> central_coverage(torch.tensor([[0.5], [0.96]]))[[0, 17, 18]]
@@ -111,7 +111,7 @@ def central_coverage(pit: Tensor) -> Tensor:
 
 
 def equal_predictions(results: Mapping[str, Any], records: Records) -> list[list[str]]:
-    """The methods, those together that read the same networks and predict the same: one figure is enough for them."""
+    """Groups of methods that use the same networks and make the same predictions, for which one figure is enough."""
     groups: list[list[str]] = []
     for name in records:
         for group in groups:
@@ -137,7 +137,7 @@ def _same(a: Sequence[Record], b: Sequence[Record]) -> bool:
 
 
 def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
-    """One figure per number that decides: the intervals of all differences to the best method."""
+    """One figure per deciding number, with the intervals of all differences to the best method."""
     figures = {}
     for key in dict.fromkeys([quality_key(results["rows"]), "ood_auroc"]):
         found = results["differences"].get(key)
@@ -145,7 +145,7 @@ def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             continue
         column, over = _COLUMNS[key], next(iter(found["to_best"].values()))["over"]
         assert column.better is not None
-        # Methods that read the same networks have one line if it is the same; one that equals the best has none.
+        # Methods with the same networks and the same line share it; a method that equals the best has none.
         groups: dict[tuple[float, float, float, str], list[str]] = {}
         for name, one in found["to_best"].items():
             if name not in found["same"]:

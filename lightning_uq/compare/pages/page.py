@@ -1,4 +1,4 @@
-"""The page of a comparison: its texts around the table and the figures."""
+"""The page of a comparison: the texts around the table and the figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,34 +14,34 @@ from lightning_uq.tasks.row_scores import NUM_BINS
 _SECTIONS = {
     "differences_": (
         "Differences to the best",
-        "Each method's difference to the best one, with its interval. An interval that contains 0 does not tell the two apart.",
+        "Each method's difference to the best one, with its interval. If the interval contains 0, the two are statistically indistinguishable.",
     ),
     "reliability_": (
         "Reliability",
-        f"Accuracy in {NUM_BINS} bins of confidence. On the dashed line a confidence means what it says; below it the method is overconfident.",
+        f"Accuracy in {NUM_BINS} bins of confidence. On the dashed line, the accuracy equals the confidence. Below it, the method is overconfident.",
     ),
     "intervals": (
         "Coverage of intervals",
-        "The share of test targets in central intervals of each level. In the band, the intervals hold what they promise; below it they are too "
-        "narrow, above it too wide.",
+        "The share of test targets in central intervals of each level. Inside the band, the coverage agrees with the level. Below it, the intervals are too "
+        "narrow, and above it too wide.",
     ),
     "scores_": (
         "Out-of-distribution scores",
-        "A method's own score on test rows and on out-of-distribution rows. The less the two overlap, the better. The outermost bins hold what "
-        "lies beyond them.",
+        "A method's own score on test rows and on out-of-distribution rows. Less overlap is better. The outermost bins include all values "
+        "beyond them.",
     ),
     "risk_coverage": (
         "Risk and coverage",
         "If a method answers only its most certain share of the test rows (coverage), how wrong are the answers (risk)? Lower is better. The "
-        "curve's last point is the risk of all rows.",
+        "last point of the curve is the risk of all rows.",
     ),
 }
-_POOLED = " The rows of all {seeds} seeds are drawn together."
+_POOLED = " The rows of all {seeds} seeds are pooled."
 _TITLES = {column.key: column.title for column in ALL_COLUMNS}
 
 
 def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Report:
-    """The report's texts and tables around figures.
+    """The report's texts and tables around the figures.
 
     Args:
         results: The contents of ``results.json``.
@@ -94,7 +94,7 @@ def _num_seeds(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each key the methods that cannot be told from the best."""
+    """For each key, the methods that cannot be distinguished from the best."""
     return {key: found["tied"] for key, found in results["differences"].items() if found["tied"]}
 
 
@@ -127,12 +127,12 @@ def _introduction(results: Mapping[str, Any]) -> list[str]:
         is_one = len(problem["ood_classes"]) == 1
         text += f" {f'Class {held_out} is' if is_one else f'Classes {held_out} are'} held out as OOD data."
     left_out = results.get("left_out", {})
-    missing = [f"Left out: {', '.join(left_out)}; the reasons stand at the end of the page."] if left_out else []
+    missing = [f"Left out: {', '.join(left_out)}; the reasons are at the end of the page."] if left_out else []
     return [text, *problem["notes"], *missing]
 
 
 def _notes_on_cells(results: Mapping[str, Any], key: str, text: Any) -> dict[str, str]:
-    """For each method its difference to the best, in words, with as many decimals as the column has; none where the predictions are the same."""
+    """For each method, its difference to the best, in words, with the decimals of the column; none if the predictions are the same."""
     found = results["differences"].get(key)
     if not found:
         return {}
@@ -154,13 +154,13 @@ def _about(results: Mapping[str, Any], name: str) -> str:
         parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
-    best_by = one.get("best_by")  # of a module of one's own
+    best_by = one.get("best_by")  # only a user's own module has it
     if best_by == "last":
         parts.append("the last weights, since it logs no validation metric")
     elif best_by is not None:
         parts.append(f"the weights of the epoch with the best {best_by}")
     if one["trained_as"] is not None:
-        parts.append(f"reads the networks trained as {one['trained_as']}")
+        parts.append(f"uses the networks trained as {one['trained_as']}")
     return "; ".join(parts) or "no description"
 
 
@@ -170,11 +170,11 @@ def _configuration(results: Mapping[str, Any]) -> dict[str, Any]:
     training = f"Adam, learning rate {recipe['learning_rate']:g}, batches of {recipe['batch_size']}, "
     if recipe["steps"] is None:
         training += (
-            f"at most {recipe['max_epochs']} epochs; stopped after {recipe['patience']} without a better validation NLL (or error, where there is "
-            "none), and the best epoch's weights are evaluated"
+            f"at most {recipe['max_epochs']} epochs; stopped after {recipe['patience']} without a better validation NLL (or error, if there is no "
+            "NLL), and the weights of the best epoch are evaluated"
         )
     else:
-        training += f"{recipe['steps']:,} steps, an L2 term as each agent has it; the last weights are evaluated"
+        training += f"{recipe['steps']:,} steps, each agent's L2 term; the last weights are evaluated"
     facts = {
         "Command": results["command"],
         "Seeds": ", ".join(map(str, range(seed, seed + configuration["seeds"]))),
@@ -184,14 +184,14 @@ def _configuration(results: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "temperature" in problem:
         facts["Problem"] = (
-            f"d = {problem['input_shape'][0]}, n = {problem['sizes']['train']}, T = {problem['temperature']:g}; training sees its training inputs "
-            "and labels alone"
+            f"d = {problem['input_shape'][0]}, n = {problem['sizes']['train']}, T = {problem['temperature']:g}; training uses only its training inputs "
+            "and labels"
         )
     return facts
 
 
 def _tuned(results: Mapping[str, Any]) -> dict[str, str]:
-    """For each method with tuned settings, these in one line, with the values of all seeds where they differ."""
+    """For each tuned method, its settings in one line, with the values of all seeds if they differ."""
     found: dict[str, str] = {}
     for name, of_seeds in results.get("tuned", {}).items():
         if of_seeds and all(of_seeds):
@@ -215,14 +215,14 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if "kl_tau1" in keys:
         notes.append(
             "KL is the divergence of a method's prediction of 1 label, or of 10 labels together, from the environment that the "
-            f"problem was drawn from, in nats: a mean over {sizes['test']:,} draws, with Monte-Carlo error of its own (the "
-            f"methods share the draws); of methods with infinitely many hypotheses {NUM_INDICES:,} are drawn for it. /u: "
-            "over that of equal probabilities. Inf.: draws of infinite divergence, each counted as the largest finite one."
+            f"problem was drawn from, in nats. It is a mean over {sizes['test']:,} draws and has a Monte-Carlo error (the "
+            f"methods share the draws). For methods with infinitely many hypotheses, {NUM_INDICES:,} are drawn. /u: "
+            "divided by that of equal probabilities. Inf.: draws of infinite divergence, each counted as the largest finite one."
         )
     if "kl_tau100" in keys:
         notes.append(
-            "KL 100 is the testbed's estimate for more than ten labels: hypotheses that predict alike are put together by random "
-            "hyperplanes. With few distinct inputs in a draw it is mostly too high."
+            "KL 100 is the testbed's estimate for more than ten labels, which groups hypotheses with similar predictions by random "
+            "hyperplanes. With few distinct inputs in a draw, it is mostly too high."
         )
     if "joint_log_loss" in keys:
         notes.append(
@@ -232,8 +232,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
             + (
                 ""
                 if all("joint_log_loss" in row for row in rows)
-                else " It is empty where a method has none: a Dirichlet distribution, and a calibration of the mean of several networks, "
-                "say nothing about labels together."
+                else " It is empty for methods without one: a Dirichlet distribution, and a calibration of the mean of several networks, "
+                "do not define it."
             )
         )
     single = [
@@ -242,23 +242,23 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     ]
     if single:
         notes.append(
-            f"A single test row makes up more than half of these means, so look at it first. {'; '.join(single)}. Rows count from 0."
+            f"A single test row contributes more than half of each of these means, so look at it first. {'; '.join(single)}. Rows count from 0."
         )
     if "ece" in keys:
         notes.append(
             f"The calibration error is the plug-in estimate, which is above zero even for a perfect model: with {sizes['test']:,} "
-            "test samples differences of a few thousandths mean nothing."
+            "test samples, differences of a few thousandths are meaningless."
         )
     if sizes["ood"]:
         notes.append(
-            "OOD numbers hold for these data alone: on others the order of methods can change. "
-            "Every score was fixed before any such data was seen, and nothing was chosen on it. Average precision depends on the "
+            "OOD numbers hold only for these data; on others, the order of methods can change. "
+            "Every score was fixed before seeing any such data, and nothing was chosen on them. Average precision depends on the "
             f"share of OOD samples, here {100 * sizes['ood'] / (sizes['ood'] + sizes['test']):.0f} %."
         )
     if results["differences"]:
         notes.append(
-            "A method is tied with the best one if the interval of their difference contains 0. The intervals are wide enough for so many methods that "
-            "the one which is truly best is marked, as the best or as tied, with a probability of 95 %. A tied method may still be worse."
+            "A method is tied with the best one if the interval of their difference contains 0. The intervals account for the number of methods, so that, with a "
+            "probability of 95 %, the truly best one is marked as the best or as tied. A tied method may still be worse."
             + (
                 ""
                 if seeds >= 5
@@ -266,12 +266,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
             )
         )
     notes.append(
-        "The standard error is over seeds. The intervals are the better guide, since they compare methods on the same rows and seeds."
+        "The standard error is over seeds. The intervals are more informative, since they compare methods on the same rows and seeds."
         if seeds > 1
-        else "There is one seed, hence no standard error."
+        else "With only one seed, there is no standard error."
     )
     notes.append(
-        "Params counts all weights, frozen priors included, without running statistics. Times are this machine's, with "
-        "one thread; the training time of a method that reads another's networks includes theirs."
+        "Params counts all weights, frozen priors included, without running statistics. Times are from this machine, with "
+        "one thread. The training time of a method that uses another's networks includes theirs."
     )
     return notes

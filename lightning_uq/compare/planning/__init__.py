@@ -1,1 +1,1 @@
-"""What is compared: the methods, their trainings and settings, and a trial of each before the first training."""
+"""Plans a comparison: the methods, their trainings and settings, and a trial of each before the first training."""

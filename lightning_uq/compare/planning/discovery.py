@@ -1,6 +1,6 @@
-"""Finding methods: those of this package, and those in a user's file or importable module.
+"""Finds methods of this package, and those in a user's file or importable module.
 
-A file offers methods by one of two constants: ``METHOD``, a :class:`~lightning_uq.method.Method`, or ``METHODS``, several.
+A file defines methods by one of two constants: ``METHOD``, a :class:`~lightning_uq.method.Method`, or ``METHODS`` for several.
 """
 
 import importlib
@@ -18,17 +18,17 @@ ROOMS = ("lightning_uq.modules", "lightning_uq.callbacks")
 
 
 PLAIN = {"softmax", "sigmoid", "gaussian"}
-"""The plain networks, one per task, with which the others are compared."""
+"""The plain networks, one per task, with which the other methods are compared."""
 
 
 def methods(task: str = "classification") -> dict[str, Method]:
-    """The methods of this package for a task by name: a plain network first, since others are compared with it, then in the order of files.
+    """The methods of this package for a task, by name: first a plain network, the baseline, then the others in the order of files.
 
     Args:
         task: Name of the task.
 
     Raises:
-        InputError: Two methods have one name.
+        InputError: Two methods have the same name.
 
     Example:
         >>> list(methods())[0], methods()["ddu"].trained_as, list(methods("regression"))[0]
@@ -44,19 +44,19 @@ def methods(task: str = "classification") -> dict[str, Method]:
 def find_methods(
     names: Sequence[str], known: dict[str, Method], task: str = "classification"
 ) -> tuple[list[str], dict[str, Method]]:
-    """Look up names, and load files and modules that hold methods.
+    """Resolve names, and load files and modules with methods.
 
     Args:
         names: Each is a known name, the path of a ``.py`` file, or the dotted path of a module.
-        known: Known methods for the task by name.
-        task: Name of the task; methods of a file that are for other tasks are left out.
+        known: Known methods for the task, by name.
+        task: Name of the task; methods of a file for other tasks are left out.
 
     Returns:
-        The names of the chosen methods in the given order, and all known methods with the loaded ones added.
+        The names of the chosen methods in the given order, and all known methods including the loaded ones.
 
     Raises:
         InputError: A name is unknown, a file does not exist, cannot be imported or holds no method, or two methods have
-            one name.
+            the same name.
     """
     known, chosen = dict(known), []
     for name in names:
@@ -69,7 +69,7 @@ def find_methods(
     if unknown or not chosen:
         problem = f"unknown for {task}: {', '.join(map(repr, unknown))}" if unknown else "no method is named"
         raise InputError(
-            f"methods: {problem}. Choose from {', '.join(known)}, or give a .py file or a module that defines METHOD."
+            f"methods: {problem}. Choose from {', '.join(known)}, or pass a .py file or a module that defines METHOD."
         )
     return list(dict.fromkeys(chosen)), known
 
@@ -92,7 +92,7 @@ def register(paths: Sequence[str], known: Mapping[str, Method], task: str) -> tu
     """Load the methods of ``.py`` files and modules.
 
     Args:
-        paths: Paths of files, or dotted paths of modules; one that was loaded before adds nothing.
+        paths: Paths of files, or dotted paths of modules; one that was already loaded adds nothing.
         known: Known methods for the task by name.
         task: Name of the task; methods for other tasks are left out.
 
@@ -100,13 +100,13 @@ def register(paths: Sequence[str], known: Mapping[str, Method], task: str) -> tu
         The names of the files' methods, and all known methods.
 
     Raises:
-        InputError: A file does not exist, cannot be imported or holds no method for the task, or two methods have one name.
+        InputError: A file does not exist, cannot be imported or holds no method for the task, or two methods have the same name.
     """
     known, names = dict(known), []
     for path in dict.fromkeys(paths):
         if not is_source(path):
             raise InputError(
-                f"`method_file` must hold paths of .py files, or dotted paths of modules, but it holds {path!r}."
+                f"`method_file` must hold paths of .py files or dotted paths of modules, but it holds {path!r}."
             )
         module = load_source(path)
         offered = methods_of(module, task)
@@ -120,16 +120,16 @@ def register(paths: Sequence[str], known: Mapping[str, Method], task: str) -> tu
 def _no_method(name: str, module: ModuleType, task: str) -> str:
     others = sorted({other for method in methods_of(module) for other in method.tasks})
     if others:
-        return f"methods: {name} has methods for {', '.join(others)}, but the task is {task}. Name it in `tasks` of a Method."
+        return f"methods: {name} has methods for {', '.join(others)}, but the task is {task}. Add it to `tasks` of a Method."
     return f"methods: {name} holds no method. Define METHOD = lightning_uq.Method(...) at its end."
 
 
 def methods_of(module: ModuleType, task: str | None = None) -> list[Method]:
-    """The methods that a module offers as ``METHOD`` or ``METHODS``.
+    """The methods of a module, from ``METHOD`` or ``METHODS``.
 
     Args:
         module: The module.
-        task: Name of the task that they are for; None: any.
+        task: Name of their task; None: any task.
 
     Raises:
         InputError: One of them is not a :class:`Method`.
@@ -151,12 +151,12 @@ def load_module(name: str) -> ModuleType:
     """
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the module's own code may raise anything
+    except Exception as error:  # the module's code may raise anything
         raise InputError(_import_failed(name, error)) from error
 
 
 def load_file(path: str) -> ModuleType:
-    """Import a ``.py`` file as the module that ``import`` would make of it, with its folder searched for its own imports.
+    """Import a ``.py`` file like ``import`` would, with its folder searched for its own imports.
 
     Raises:
         InputError: The file does not exist or cannot be imported, or another module has its name.
@@ -169,12 +169,12 @@ def load_file(path: str) -> ModuleType:
         return module
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if module is not None or spec is None or spec.loader is None:
-        raise InputError(f"methods: {path} has the name of another module, {file.stem}. Rename the file.")
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # so that its classes are found by name
+        raise InputError(f"methods: {path} has the same name as another module, {file.stem}. Rename the file.")
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # makes its classes importable by name
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file's own code may raise anything
+    except Exception as error:  # the file's code may raise anything
         del sys.modules[file.stem]
         raise InputError(_import_failed(path, error)) from error
     finally:
@@ -190,6 +190,6 @@ def _add(known: dict[str, Method], offered: Iterable[Method], source: str) -> No
     for method in offered:
         if method.name in known:
             raise InputError(
-                f"methods: {source} defines {method.name!r}, which is the name of another method. Rename it."
+                f"methods: {source} defines {method.name!r}, but another method has the same name. Rename it."
             )
         known[method.name] = method

@@ -1,4 +1,4 @@
-"""Marks of the data: whether the samples are those of an earlier run, and whether all methods are tested on the same ones."""
+"""Marks of the data, which show whether the samples are those of an earlier run, and whether all methods are tested on the same ones."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,14 +22,14 @@ Marks = dict[str, str]
 
 
 def marks_of_seeds(configuration: Configuration, problem: Problem) -> dict[int, Marks]:
-    """The marks of each seed's data. They follow from the values, and not from a file's name or date.
+    """The marks of each seed's data. They depend on the values, rather than on a file's name or date.
 
     Args:
         configuration: The configuration.
         problem: The data of the first seed.
     """
     first = marks_of(problem.data)
-    if isinstance(problem.data, ForeignDataModule):  # the seeds share its split, as each training checks
+    if isinstance(problem.data, ForeignDataModule):  # the seeds share its split, which each training checks
         return dict.fromkeys(configuration.all_seeds, first)
     others = list(configuration.all_seeds)[1:]
     return {configuration.seed: first, **{seed: marks_of(configuration.make_data(seed)) for seed in others}}
@@ -46,14 +46,14 @@ def marks_of(data: TaskData) -> Marks:
     """
     outside = data.ood_dataloaders()
     if isinstance(data, ForeignDataModule):
-        with seeded(0):  # a transform may be random
+        with seeded(0):  # for random transforms
             return {**data.marks, **{name: mark(exact_loader(loader)) for name, loader in outside.items()}}
     parts = {"train": data.train_dataloader(), "val": data.val_dataloader(), **outside}
     return {"test": mark_of_test(data), **{part: mark(_samples(loader)) for part, loader in parts.items()}}
 
 
 def mark_of_test(data: TaskData) -> str:
-    """The mark of the test samples, inputs and targets.
+    """The mark of the inputs and targets of the test samples.
 
     Example:
         >>> mark_of_test(Configuration().make_data(0)) == mark_of_test(Configuration().make_data(1))
@@ -65,26 +65,28 @@ def mark_of_test(data: TaskData) -> str:
 
 
 def check_test_samples(data: TaskData, expected: str) -> None:
-    """Refuse data whose test samples are not those of the plan, on which the other methods are tested.
+    """Reject data whose test samples differ from those of the plan, on which the other methods are tested.
 
     Args:
         data: The data of a seed, built again.
-        expected: Their mark as the data were planned.
+        expected: The mark of the test samples in the plan.
 
     Raises:
-        InputError: They differ.
+        InputError: The test samples differ.
     """
     if mark_of_test(data) == expected:
         return
     if isinstance(data, ForeignDataModule):
         raise InputError(
-            f"{data.name} gives other test rows each time it is built, so no two methods would be compared on the same ones. Seed its split."
+            f"{data.name} has different test rows each time it is built, so methods would be compared on different rows. Seed its split."
         )
-    raise InputError(f"`data`: the test rows of {data.name} have changed since the comparison began. Start anew.")
+    raise InputError(
+        f"`data`: The test rows of {data.name} have changed since the start of the comparison. Start again."
+    )
 
 
 def _samples(loader: Any) -> Iterable[Any]:
-    """The samples of a loader of this package's, in the order of its data set."""
+    """The samples of a loader of this package, in the order of its data set."""
     data_set = getattr(loader, "dataset", None)
     if isinstance(data_set, ImageDataset):
         return _of_images(data_set)
@@ -92,7 +94,7 @@ def _samples(loader: Any) -> Iterable[Any]:
 
 
 def _of_images(data_set: ImageDataset) -> Iterator[Any]:
-    """Labels, and pixels, or the bytes of files that are too large for the memory."""
+    """The labels, and the pixels, or the bytes of files that are too large for the memory."""
     yield data_set.labels
     for rows in torch.split(data_set.rows, 256):
         images = data_set.images

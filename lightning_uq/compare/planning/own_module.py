@@ -1,4 +1,4 @@
-"""A LightningModule of the user's own as rows of the comparison: as it is, as an ensemble, and with each callback that is fitted after training."""
+"""A user's own LightningModule as rows of the comparison: unchanged, as an ensemble, and with each callback that is fitted after training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,20 +37,20 @@ from lightning_uq.tasks import Binary, Classification, Regression, Task, task_of
 from lightning_uq.tasks.names import task_from_config
 
 MODULE = "module"
-"""Name of the row of the module as it is; the others begin with it."""
+"""Name of the row of the unchanged module, with which the names of the others begin."""
 
 _CLASSES = ("classification", "segmentation", "binary", "multilabel")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Callbacks that make a row of the module.
+    """Callbacks that make one row of the module.
 
     Attributes:
-        make: Makes them, from the arguments that say how the module is read.
-        about: What they do.
-        tasks: The tasks that they are for.
-        ood_score: The row's score; None: that of the module.
+        make: Makes the callbacks from the arguments for reading the module.
+        about: A description of the row.
+        tasks: The supported tasks.
+        ood_score: The OOD score of the row; None: that of the module.
     """
 
     make: Callable[..., list[Callback]]
@@ -64,7 +64,7 @@ def _one(callback: Callable[..., Callback], **own: Any) -> Callable[..., list[Ca
 
 
 def _recalibration(**reading: Any) -> list[Callback]:
-    return [VarianceScaling(**reading), QuantileRecalibration(**reading)]  # a mean alone has no distribution
+    return [VarianceScaling(**reading), QuantileRecalibration(**reading)]  # a mean has no distribution by itself
 
 
 _ROWS = {
@@ -101,18 +101,18 @@ _ROWS = {
         _recalibration, "a variance, and quantiles recalibrated on the validation rows", ("regression",)
     ),
 }
-"""The callbacks by the names of their rows. Those that refuse a module are left out, and the results say why."""
+"""The callbacks by the names of their rows. Callbacks that reject a module are left out, and the results say why."""
 
 
 def module_methods(configuration: Configuration, problem: Problem) -> dict[str, Method]:
-    """The rows of the module that the configuration names, by name; none without one.
+    """The rows of the module in the configuration, by name; empty without a module.
 
     Args:
-        configuration: Names the module and its arguments.
+        configuration: The configuration, with the module and its arguments.
         problem: The data of one seed.
 
     Raises:
-        InputError: There is no such module, it cannot be built, or its outputs contradict the data's task.
+        InputError: The module does not exist or cannot be built, or its outputs contradict the data's task.
     """
     if configuration.module is None:
         return {}
@@ -175,10 +175,10 @@ def _given_task(value: Any) -> Task:
 def _checked(
     make: Callable[[], Any], reading: Reading, infers: bool, problem: Problem, configuration: Configuration, name: str
 ) -> Reading:
-    """The reading, once it was tried on a validation batch. What the outputs mean is said by the data, unless the user said it."""
+    """The reading, tested on a validation batch. The data determine the meaning of the outputs, unless the user gave it."""
     try:
         module = make()
-    except Exception as error:  # a constructor of the user's own may raise anything
+    except Exception as error:  # the user's constructor may raise anything
         raise InputError(
             f"`module` {name} cannot be built: {type(error).__name__}: {without_period(error)}."
         ) from error
@@ -196,24 +196,24 @@ def _checked(
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    module.predict_step = lambda *_: 0  # the check reads the outputs itself
+    module.predict_step = lambda *_: 0  # since the check reads the outputs itself
     try:
         trainer.predict(
             module,
             datamodule=data_for(module, Loader(problem.data, problem.data.val_dataloader())),
             return_predictions=False,
         )
-    except Exception as error:  # its forward may raise anything
+    except Exception as error:  # the user's forward may raise anything
         if check.failed_inputs is not None:
             reason = " ".join(without_period(error).split())
             raise InputError(
-                f"`module` {name}: its forward failed on inputs {check.failed_inputs}: {type(error).__name__}: {reason}."
+                f"The `forward` of `module` {name} failed on inputs {check.failed_inputs}: {type(error).__name__}: {reason}."
             ) from error
         text = str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"
         raise InputError(
             f"The outputs of `module` {name} cannot be read for the data's task, {problem.data.task}: {' '.join(text.split())} "
-            "Another task of the data is `task`. In the file of `config`, module.task says what the outputs mean, module.output and "
-            "module.predict_fn how they are got, and module.unpack_batch what a batch holds."
+            "Pass another task as `task`, or describe the module in the file of `config`: module.task for the meaning of the outputs, module.output and "
+            "module.predict_fn for reading them, and module.unpack_batch for the batches."
         ) from error
     return check.reading
 
@@ -222,8 +222,8 @@ class _Check(Callback):
     """Reads the outputs of one batch.
 
     Attributes:
-        reading: How outputs are read.
-        failed_inputs: The shape of the inputs, or their type, on which the module's own code raised an error; None: it raised none.
+        reading: The arguments for reading outputs.
+        failed_inputs: The shape of the inputs, or their type, for which the module's code raised; None: it did not raise.
     """
 
     def __init__(self, reading: Reading, infers: bool) -> None:
@@ -246,14 +246,14 @@ class _Check(Callback):
             reader = logit_reader(self.reading)
         outputs = reader(pl_module, batch, trainer)
         if target is None:
-            raise InputError("its batches have no target.")
+            raise InputError("Its batches have no target.")
         self.reading.task.check_target(target, outputs)
 
 
 def read_as(task: Task, outputs: Tensor, target: Tensor) -> Task:
-    """What the outputs of a module of the user's own mean on data of a task: its author's loss knows no standardised targets.
+    """The meaning of the outputs of a user's own module on data of a task, since its author's loss does not use standardized targets.
 
-    One number per target is read as a mean, and two outputs for a binary target as logits of two classes.
+    One number per target is read as a mean, and two outputs for a binary target are read as logits of two classes.
 
     Example:
         >>> import torch

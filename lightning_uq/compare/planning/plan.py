@@ -1,4 +1,4 @@
-"""What a comparison has to do: its methods, and one training per seed for all methods that read it."""
+"""The plan of a comparison: its methods, and one training per seed for all methods that use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ from lightning_uq.method import Method, Monitor
 
 @dataclass(frozen=True)
 class Job:
-    """One training and the methods that read it, for one seed.
+    """One training and the methods that use it, for one seed.
 
     Attributes:
-        trainee: Name of the method that is trained.
-        readers: Names of the methods that read the training; the trainee itself may be among them. A trial of tuning has none.
+        trainee: Name of the trained method.
+        readers: Names of the methods that use the training, possibly including the trainee. A trial of tuning has none.
         seed: The seed.
         settings: Tuned settings by name, instead of those of the recipe and of the method.
     """
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is a trial, whose validation metric alone counts."""
+        """Whether it is a trial of tuning, of which only the validation metric is used."""
         return not self.readers
 
 
@@ -46,11 +46,11 @@ class Plan:
     Attributes:
         problem: The data of the first seed.
         chosen: The methods with a row, by name.
-        known: All methods by name, since one without a row may be trained for others.
-        jobs: All trainings: those of one method after those of another.
-        epochs: Epochs that a training takes at most.
-        left_out: The methods that cannot run on this data with this network, and why.
-        monitors: For each trained method the validation metric whose best epoch is kept; None: the last weights are kept.
+        known: All methods by name, since a method without a row may be trained for others.
+        jobs: All trainings, grouped by method.
+        epochs: Maximum number of epochs of a training.
+        left_out: The methods that cannot run on these data with this network, and why.
+        monitors: For each trained method, the validation metric whose best epoch is kept; None: the last weights are kept.
         marks: The marks of each seed's data.
     """
 
@@ -65,13 +65,13 @@ class Plan:
 
 
 def make_plan(configuration: Configuration) -> Plan:
-    """Find data and methods, and try each method, before anything is trained.
+    """Find data and methods, and try each method, before any training.
 
     Raises:
-        InputError: Data or methods cannot be found, or do not go together. Methods that nobody named are left out instead.
-        MissingExtraError: A package that reads the data is not installed.
+        InputError: Data or methods cannot be found, or are incompatible. Incompatible methods that were not named explicitly are left out instead.
+        MissingExtraError: A package for reading the data is not installed.
     """
-    with quiet():  # the notes on the data say what a table reports of itself
+    with quiet():  # the notes on the data include the reports of a table
         problem = make_problem(configuration, configuration.seed)
     chosen, known, required = choose_methods(configuration, problem)
     _check_baseline(configuration, problem, known)
@@ -101,18 +101,18 @@ def make_plan(configuration: Configuration) -> Plan:
 def choose_methods(
     configuration: Configuration, problem: Problem
 ) -> tuple[dict[str, Method], dict[str, Method], set[str]]:
-    """The methods to compare, all that are known, and the names of those that must run.
+    """The methods to compare, all known methods, and the names of those that must run.
 
-    The rows of a module of the user's own, and the methods of ``method_file``, come beside the named methods. Without names, all methods of
-    this package for the task are compared, without those that only detect where there are no out-of-distribution data; but with a module its rows alone. On a testbed problem its agents replace the methods of
-    their names.
+    The rows of a user's own module, and the methods of ``method_file``, are added to the named methods. Without names, all methods of
+    this package for the task are compared, or, with a module, only its rows. Methods that only detect are left out without out-of-distribution data. On a testbed problem, its agents replace the methods with
+    the same names.
 
     Args:
-        configuration: Names what is compared.
+        configuration: The configuration.
         problem: The data of one seed.
 
     Raises:
-        InputError: A method cannot be found or is not for the task, or the method whose network it reads cannot.
+        InputError: A method, or the method whose network it uses, cannot be found or is for another task.
     """
     task, names = problem.data.task, configuration.methods
     known = methods(task)
@@ -133,12 +133,12 @@ def choose_methods(
     required = {*chosen, *added} if names is not None else set(added)
     order = list(known)
     chosen = list(dict.fromkeys([*rows, *chosen, *added]))
-    if names is None and not problem.is_testbed:  # a method that reads another's network stands below that one
+    if names is None and not problem.is_testbed:  # a method that uses another's network comes after it
         chosen.sort(key=lambda name: order.index(known[name].trainee))
     for name in find_methods([known[name].trainee for name in chosen], known, task)[0]:
         if known[name].build is None:
             raise InputError(
-                f"methods: {name} trains no network that another method could read, since it reads one itself."
+                f"methods: {name} trains no network for other methods, since it uses another's network itself."
             )
     if configuration.baseline is not None:
         required.add(configuration.baseline)
@@ -146,7 +146,7 @@ def choose_methods(
 
 
 def _check_baseline(configuration: Configuration, problem: Problem, known: Mapping[str, Method]) -> None:
-    """Refuse a name that no method has. One that is not chosen may be in the directory to which this run adds rows."""
+    """Reject the name of an unknown method. A known one that is not chosen may be in the directory to which this run adds rows."""
     if configuration.baseline is not None and configuration.baseline not in known:
         raise InputError(
             f"`baseline` is {configuration.baseline!r}, but no method for {problem.data.task} has this name. Choose from {', '.join(known)}."
@@ -154,7 +154,7 @@ def _check_baseline(configuration: Configuration, problem: Problem, known: Mappi
 
 
 def share_trainings(chosen: Mapping[str, Method]) -> dict[str, list[Method]]:
-    """Methods by the one whose training they read. That one is trained once per seed, even if it has no row."""
+    """Methods by the one whose training they use. That method is trained once per seed, even if it has no row."""
     groups: dict[str, list[Method]] = {}
     for method in chosen.values():
         groups.setdefault(method.trainee, []).append(method)

@@ -24,30 +24,30 @@ def try_methods(
     problem: Problem,
     configuration: Configuration,
 ) -> dict[str, str]:
-    """The methods that cannot run on this data with this network, and why.
+    """The methods that cannot run on these data with this network, and why.
 
     Args:
-        groups: For each method that is trained the methods that read its training.
+        groups: For each trained method, the methods that use its training.
         known: All methods by name.
         required: Names of methods whose failure is an error.
-        problem: The data of one seed. Its loaders are read, and random states are put back.
+        problem: The data of one seed. Its loaders are read, and random states are restored.
         configuration: The configuration.
 
     Raises:
-        InputError: A method of ``required`` cannot run, or none can.
+        InputError: A method of ``required`` cannot run, or no method can run.
     """
     left_out: dict[str, str] = {}
     for trainee, readers in groups.items():
         with seeded(configuration.seed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one batch is too few for many a fit
-            warnings.filterwarnings("error", message="Using a target size")  # of a loss that would broadcast
+            warnings.simplefilter("ignore")  # one batch is too small for many fits
+            warnings.filterwarnings("error", message="Using a target size")  # from a loss that would broadcast
             left_out |= _try_group(known[trainee], readers, problem, configuration)
     for name, reason in left_out.items():
         if name in required:
             raise InputError(f"methods: {name} cannot run on {problem.data.name} with this network: {reason}.")
     names = [method.name for readers in groups.values() for method in readers]
     if len(left_out) == len(names):
-        raise InputError(f"methods: none can run on {problem.data.name}. {names[0]}: {left_out[names[0]]}.")
+        raise InputError(f"methods: No method can run on {problem.data.name}. {names[0]}: {left_out[names[0]]}.")
     return left_out
 
 
@@ -57,7 +57,7 @@ def _try_group(
     try:
         module = trainee.make_module(problem.setting)
         _fit(module, [], problem, configuration)
-    except Exception as error:  # a method of the user's own may raise anything; it is told
+    except Exception as error:  # a user's method may raise anything, which is reported
         return {method.name: _reason(error) for method in readers}
     found: dict[str, str] = {}
     for method in readers:
@@ -69,7 +69,7 @@ def _try_group(
             read_predictions(
                 method, module, callbacks, problem, loader, configuration.accelerator, labelled=True, limit=1
             )
-        except Exception as error:  # likewise
+        except Exception as error:  # also reported
             found[method.name] = _reason(error)
     return found
 

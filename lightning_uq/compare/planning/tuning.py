@@ -1,8 +1,8 @@
-"""Tuning: for each trained method and seed the same number of settings is drawn, and the one with the best validation metric is compared.
+"""Tuning: for each trained method and seed, the same number of settings is drawn, and the one with the best validation metric is compared.
 
-The settings of all methods are the learning rate and the weight decay of the shared optimizer; a method may have more (``setting.choose`` in its ``build``). The first trial
-has the recipe's own settings, so tuning never takes worse ones than these, as the validation data see it. A trial trains on the training rows of its seed and is
-judged by the seed's validation rows, so no test row has a part in the settings by which it is predicted, also where each seed splits the data anew.
+The settings of all methods are the learning rate and the weight decay of the shared optimizer. A method may have more (``setting.choose`` in its ``build``). The first trial
+uses the recipe's own settings, so tuning never chooses settings with a worse validation metric than theirs. A trial trains on the training rows of its seed and is
+evaluated on the seed's validation rows. No test row therefore affects the settings with which it is predicted, even if each seed has its own split.
 """
 
 import json
@@ -28,17 +28,17 @@ TRIALS = "trials.json"
 """The file of all trials in a run's directory."""
 
 LEARNING_RATES = (3e-4, 1e-2)
-"""Learning rates are drawn between these, evenly on a logarithmic scale."""
+"""The range of learning rates, drawn evenly on a logarithmic scale."""
 
 WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
-"""Weight decays are drawn among these."""
+"""The choices of weight decays."""
 
 
 def check_optuna() -> None:
-    """Check that Optuna is there, before anything is trained.
+    """Check that Optuna is installed, before any training.
 
     Raises:
-        MissingExtraError: It is not.
+        MissingExtraError: Optuna is not installed.
     """
     try:
         import optuna
@@ -50,7 +50,7 @@ def check_optuna() -> None:
 
 
 def choices_of(method: Method, setting: Setting) -> dict[str, tuple[Any, ...]]:
-    """The settings that a method has of its own, with the values to choose among; the first one is the default."""
+    """The method's own settings, with their possible values; the first one is the default."""
     asked = replace(setting, tuned={}, choices={})
     with seeded(0):
         method.make_module(asked)
@@ -58,10 +58,10 @@ def choices_of(method: Method, setting: Setting) -> dict[str, tuple[Any, ...]]:
 
 
 def space(configuration: Configuration, own: Mapping[str, tuple[Any, ...]]) -> "dict[str, BaseDistribution]":
-    """What is drawn for a method, by the setting's name.
+    """The distribution of each setting of a method, by name.
 
     Args:
-        configuration: Has the shared settings.
+        configuration: The configuration, with the shared settings.
         own: The method's own settings.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -76,7 +76,7 @@ def space(configuration: Configuration, own: Mapping[str, tuple[Any, ...]]) -> "
 
 @dataclass
 class _Search:
-    """The study of one method on one seed, and its trial that runs."""
+    """The study of one method on one seed, and its running trial."""
 
     study: "Study"
     space: "dict[str, BaseDistribution]"
@@ -85,14 +85,14 @@ class _Search:
 
 @dataclass
 class Tuning:
-    """The trials of all methods that are trained, those of an earlier run among them.
+    """The trials of all trained methods, including those of an earlier run.
 
     Attributes:
         directory: The run's directory.
-        configuration: The configuration; its recipe says how many trials there are.
+        configuration: The configuration; its recipe has the number of trials.
         plan: The methods.
-        kept: For each method ``{"mode": "min", "seeds": {"0": [trial, ...], ...}}``, where a finished trial is
-            ``{"settings": {...}, "value": v, "epochs": n, "seconds": t}``, with a value of None where the training diverged.
+        kept: For each method, ``{"mode": "min", "seeds": {"0": [trial, ...], ...}}``, where a finished trial is
+            ``{"settings": {...}, "value": v, "epochs": n, "seconds": t}``, with a value of None if the training diverged.
     """
 
     directory: Path
@@ -107,15 +107,15 @@ class Tuning:
             try:
                 self.kept = json.loads(file.read_text())["methods"]
             except (KeyError, ValueError, TypeError) as error:
-                raise InputError(f"{file} holds no trials ({error}). Start anew with `overwrite`.") from error
+                raise InputError(f"{file} holds no trials ({error}). Start again with `overwrite`.") from error
 
     def tunes(self, trainee: str) -> bool:
-        """Whether a method has trials: one of a user's own LightningModule has an optimizer of its own, and none."""
+        """Whether a method has trials. A user's own LightningModule has its own optimizer and no trials."""
         has_judge = self.plan.monitors.get(trainee) is not None
         return self.configuration.recipe.tune > 0 and has_judge and self.plan.known[trainee].reading is None
 
     def left(self, trainee: str, seed: int) -> int:
-        """Number of a method's trials on a seed that are not done."""
+        """The number of a method's remaining trials on a seed."""
         return self.configuration.recipe.tune - len(self._trials(trainee, seed)) if self.tunes(trainee) else 0
 
     def _trials(self, trainee: str, seed: int) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ class Tuning:
         return found
 
     def next_job(self, job: Job) -> Job:
-        """The next trial before a job; if all are done, the job itself with the settings of the best one."""
+        """The next trial before a job, or, if all are done, the job itself with the settings of the best trial."""
         if not self.left(job.trainee, job.seed):
             return replace(job, settings=tuple(self.chosen(job.trainee, job.seed).items()))
         key = job.trainee, job.seed
@@ -134,11 +134,11 @@ class Tuning:
         return Job(job.trainee, (), job.seed, tuple(search.running.params.items()))
 
     def tell(self, job: Job, value: float | None, epochs: int, seconds: float) -> None:
-        """Keep the result of a trial, and write it to the run's directory."""
+        """Record the result of a trial, and write it to the run's directory."""
         value = None if value is None or not math.isfinite(value) else value
         search = self._searches[job.trainee, job.seed]
         assert search.running is not None
-        _tell(search.study, search.running, value)
+        _report_value(search.study, search.running, value)
         trial = {"settings": dict(job.settings), "value": value, "epochs": epochs, "seconds": seconds}
         monitor = self.plan.monitors[job.trainee]
         assert monitor is not None
@@ -148,18 +148,18 @@ class Tuning:
             path.write_text(json.dumps({"methods": self.kept}, indent=2) + "\n")
 
     def _best(self, trainee: str, seed: int) -> dict[str, Any] | None:
-        """The best trial on a seed; None if the method has no trial that ended well."""
+        """The best trial on a seed; None if no trial of the method ended well."""
         good = [trial for trial in self._trials(trainee, seed) if trial["value"] is not None]
         choose = max if good and self.kept[trainee]["mode"] == "max" else min
         return choose(good, key=lambda trial: trial["value"], default=None)
 
     def chosen(self, trainee: str, seed: int) -> dict[str, Any]:
-        """The settings of the best trial on a seed; none if the method has no trial that ended well."""
+        """The settings of the best trial on a seed; empty if no trial of the method ended well."""
         best = self._best(trainee, seed)
         return {} if best is None else dict(best["settings"])
 
     def outcome(self, trainee: str, seed: int) -> str:
-        """A sentence on the best trial on a seed."""
+        """A sentence about the best trial on a seed."""
         best, monitor, count = self._best(trainee, seed), self.plan.monitors[trainee], len(self._trials(trainee, seed))
         who = f"{trainee}, seed {seed}"
         if best is None or monitor is None:
@@ -168,7 +168,7 @@ class Tuning:
         return f"{who}: the best of {count} trials has {settings} ({monitor.name} {best['value']:.4g})."
 
     def _search(self, trainee: str, seed: int) -> _Search:
-        """A study in the state that it was in after the kept trials: its draws follow from the seed and the values."""
+        """A study in its state after the recorded trials, whose draws follow from the seed and the values."""
         import optuna
 
         monitor = self.plan.monitors[trainee]
@@ -186,19 +186,19 @@ class Tuning:
             trial = study.ask(search.space)
             if trial.params != kept["settings"]:
                 raise InputError(
-                    f"{self.directory / TRIALS} holds other trials of {trainee} than this version of Optuna draws. Go on with the version that drew "
-                    "them, or start anew with `overwrite`."
+                    f"{self.directory / TRIALS} holds other trials of {trainee} than this version of Optuna draws. Continue with the version that drew "
+                    "them, or start again with `overwrite`."
                 )
-            _tell(study, trial, kept["value"])
+            _report_value(study, trial, kept["value"])
         return search
 
 
 def setting_text(value: Any) -> str:
-    """A setting's value as a page prints it."""
+    """The value of a setting, as printed on a page."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _tell(study: "Study", trial: "Trial", value: float | None) -> None:
+def _report_value(study: "Study", trial: "Trial", value: float | None) -> None:
     from optuna.trial import TrialState
 
     if value is None:
@@ -210,7 +210,7 @@ def _tell(study: "Study", trial: "Trial", value: float | None) -> None:
 def tuned_configuration(
     configuration: Configuration, settings: Mapping[str, Any]
 ) -> tuple[Configuration, dict[str, Any]]:
-    """The configuration with a trial's settings in its recipe, and those settings that are the method's own."""
+    """The configuration with a trial's settings in its recipe, and the method's own settings."""
     shared = {name: settings[name] for name in ("learning_rate", "weight_decay") if name in settings}
     own = {name: value for name, value in settings.items() if name not in shared}
     return replace(configuration, recipe=replace(configuration.recipe, **shared)), own

@@ -1,1 +1,1 @@
-"""What a run tells while it works."""
+"""The progress reports of a run."""

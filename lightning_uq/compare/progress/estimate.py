@@ -1,4 +1,4 @@
-"""How much of a comparison is done, and how long the rest will take."""
+"""Estimates the completed share of a comparison, and the remaining time."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NEARLY_DONE = 0.95
-"""The largest share of a training that counts as done before it is."""
+"""The largest completed share of a running training."""
 
 
 @dataclass
@@ -17,16 +17,16 @@ class _Running:
 
 @dataclass
 class Estimate:
-    """Learns from finished trainings how long others take.
+    """Learns the time of trainings from finished ones.
 
-    A training that has not begun takes as long as those of its method did, or where none is finished, as long as one of any method. A running one is
-    expected to take as many epochs as those of its method, or of any method, took, since many stop early.
+    A training that has not started is expected to take as long as those of its method, or, if none is finished, as those of any method. A running one is
+    expected to take as many epochs as those of its method, or of any method, since many stop early.
 
     Attributes:
         trainings: Number of trainings.
-        epochs: Epochs of a training at most.
-        done: Number of trainings that an earlier run has done.
-        clock: Tells the time in seconds.
+        epochs: Maximum number of epochs of a training.
+        done: Number of trainings done by an earlier run.
+        clock: Returns the time in seconds.
 
     Example:
         >>> now = 0.0
@@ -50,16 +50,16 @@ class Estimate:
     _most_at_once: int = 1
 
     def begin(self, method: str, seed: int) -> None:
-        """A training begins."""
+        """A training starts."""
         self.running[method, seed] = _Running(self.clock())
         self._most_at_once = max(self._most_at_once, len(self.running))
 
     def epoch(self, method: str, seed: int) -> None:
-        """One of its epochs is done."""
+        """One epoch of a training is done."""
         self.running[method, seed].epochs += 1
 
     def end(self, method: str, seed: int, epochs: int) -> None:
-        """It ended, after so many epochs."""
+        """A training has ended, after ``epochs`` epochs."""
         begun = self.running.pop((method, seed)).begun
         self._seconds.setdefault(method, []).append(self.clock() - begun)
         self._taken.setdefault(method, []).append(epochs)
@@ -67,7 +67,7 @@ class Estimate:
 
     @property
     def share(self) -> float:
-        """The share of the trainings that is done, running ones by their epochs."""
+        """The completed share of the trainings; running ones count by their epochs."""
         parts = (self._part(method, one) for (method, _), one in self.running.items())
         return (self.done + sum(parts)) / self.trainings
 
@@ -76,7 +76,7 @@ class Estimate:
         return min(one.epochs / expected, NEARLY_DONE)
 
     def seconds_left(self) -> float | None:
-        """Seconds until all is done; None while nothing is known."""
+        """Seconds until all trainings are done; None if unknown."""
         left, known = 0.0, {}
         for (method, seed), one in self.running.items():
             elapsed, part = self.clock() - one.begun, self._part(method, one)
@@ -100,7 +100,7 @@ class Estimate:
 def _mean_of(
     values: dict[str, list[float]] | dict[str, list[int]], method: str, *, others: bool = True
 ) -> float | None:
-    """The mean of a method's values; where it has none, that of all."""
+    """The mean of a method's values, or, if it has none, that of all values."""
     found = values.get(method) or ([one for column in values.values() for one in column] if others else [])
     return statistics.mean(found) if found else None
 

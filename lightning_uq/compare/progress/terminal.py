@@ -1,4 +1,4 @@
-"""Progress of a comparison: a bar on a terminal, elsewhere one plain line per training."""
+"""Progress of a comparison: a bar on a terminal, or else one plain line per training."""
 
 from types import TracebackType
 
@@ -11,11 +11,11 @@ from lightning_uq.compare.progress.progress import Progress
 
 
 class TerminalProgress(Progress):
-    """Shows what is trained, how much of the work is done and how long the rest will take; a context manager.
+    """A context manager that shows the current trainings, the completed share, and the remaining time.
 
     Args:
-        console: Where to.
-        unit: What a training's length is counted in.
+        console: The console for the output.
+        unit: The unit of a training's length.
     """
 
     def __init__(self, console: Console, unit: str = "epochs") -> None:
@@ -51,7 +51,7 @@ class TerminalProgress(Progress):
         self._show()
 
     def note(self, text: str) -> None:
-        """Print a sentence above the bar."""
+        """Print a note above the bar."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def warning(self, text: str) -> None:
@@ -59,24 +59,24 @@ class TerminalProgress(Progress):
         self.note(text)
 
     def trial(self, method: str, seed: int, number: int, count: int) -> None:
-        """Keep what the next training is called."""
+        """Store the name of the next training."""
         self._trials[method, seed] = f"trial {number} of {count} of {method}, seed {seed}"
 
     def _name(self, method: str, seed: int) -> str:
         return self._trials.get((method, seed), f"{method}, seed {seed}")
 
     def training(self, method: str, seed: int) -> None:
-        """Name the training that begins."""
+        """Show the name of the training that starts."""
         self._estimate.begin(method, seed)
         self._show()
 
     def epoch(self, method: str, seed: int) -> None:
-        """Move the bar by an epoch."""
+        """Advance the bar by an epoch."""
         self._estimate.epoch(method, seed)
         self._show()
 
     def trained(self, method: str, seed: int, epochs: int, seconds: float) -> None:
-        """Move the bar to the training's end; without a bar, tell of the training."""
+        """Advance the bar to the end of the training. Without a bar, print a line about the training."""
         estimate = self._estimate
         estimate.end(method, seed, epochs)
         self._show()

@@ -1,4 +1,4 @@
-"""Warnings of a training, told with the method and the seed that they are about."""
+"""Reports the warnings of a training together with the method and the seed."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _method: ContextVar[str] = ContextVar("_method")
 
 @contextmanager
 def at_work(method: str) -> Iterator[None]:
-    """A context in which a method's own callbacks, or its evaluation, run."""
+    """A context in which the method's own callbacks, or its evaluation, run."""
     token = _method.set(method)
     try:
         yield
@@ -22,13 +22,13 @@ def at_work(method: str) -> Iterator[None]:
 
 
 @contextmanager
-def told_warnings(progress: Progress, method: str, seed: int) -> Iterator[None]:
-    """A context whose warnings go to ``progress``, each once, with the method that is at work and its seed in front.
+def reported_warnings(progress: Progress, method: str, seed: int) -> Iterator[None]:
+    """A context whose warnings go to ``progress``, each once, prefixed by the current method and its seed.
 
     Example:
         >>> class Printing(Progress):
         ...     def warning(self, text): print(text)
-        >>> with told_warnings(Printing(), "softmax", 0), at_work("temperature"):
+        >>> with reported_warnings(Printing(), "softmax", 0), at_work("temperature"):
         ...     warnings.simplefilter("default")
         ...     warnings.warn("T is at its bound.")
         temperature, seed 0: T is at its bound.
@@ -36,14 +36,14 @@ def told_warnings(progress: Progress, method: str, seed: int) -> Iterator[None]:
     seen: set[str] = set()
     show = warnings.showwarning
 
-    def tell(message: Warning | str, *_: Any, **__: Any) -> None:
+    def report(message: Warning | str, *_: Any, **__: Any) -> None:
         text = f"{_method.get()}, seed {seed}: {' '.join(str(message).split())}"
         if text not in seen:
             seen.add(text)
             with warnings.catch_warnings():
-                warnings.showwarning = show  # `progress` may warn itself
+                warnings.showwarning = show  # since `progress` may warn itself
                 progress.warning(text)
 
     with warnings.catch_warnings(), at_work(method):
-        warnings.showwarning = tell
+        warnings.showwarning = report
         yield

@@ -1,1 +1,1 @@
-"""The numbers of the table, their intervals, ties and the verdict, from records alone."""
+"""The numbers of the table, their intervals, ties and the verdict, computed only from records."""

@@ -1,4 +1,4 @@
-"""Which methods can be told apart: intervals of the differences to the best method and to the baseline, and ties with the best."""
+"""Which methods differ significantly: intervals of the differences to the best method and to the baseline, and ties with the best."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,10 +18,10 @@ from lightning_uq.report.table import ALL_COLUMNS
 LEVEL = 0.95
 
 FEW_ROWS = 100
-"""With fewer test rows, intervals of skewed losses are noticeably less often right: see ``benchmarks/seed_differences.md``."""
+"""With fewer test rows, intervals of skewed losses are noticeably too short: see ``benchmarks/seed_differences.md``."""
 
 _RESAMPLES = 1000
-"""With so many, chance changes a half-width by 2.2 %."""
+"""Number of resamples, with which chance changes a half-width by 2.2 %."""
 
 _BETTER = {column.key: column.better for column in ALL_COLUMNS}
 
@@ -29,20 +29,20 @@ _BETTER = {column.key: column.better for column in ALL_COLUMNS}
 def find_differences(
     records: Mapping[str, Sequence[Record]], baseline: str, num_train: int | None
 ) -> dict[str, dict[str, Any]]:
-    """For each key of the results the ties with the best method, and each method's differences to it and to a baseline.
+    """For each key of the results, the ties with the best method, and each method's differences to it and to a baseline.
 
-    A key is left out where it is no function of the test rows (such as a time), where no direction is better, or where fewer than two methods have it.
+    A key is skipped if it is not a function of the test rows (such as a time), if no direction is better, or if fewer than two methods have it.
 
     Args:
         records: Each method's records, with the same seeds in the same order.
-        baseline: The method that all are compared with.
-        num_train: Number of training samples; None where all seeds have the same test rows.
+        baseline: The method with which all others are compared.
+        num_train: Number of training samples; None if all seeds have the same test rows.
 
     Returns:
         By key ``{"best": name, "tied": [names], "same": [names], "rows": number, "to_best": {name: interval}, "to_baseline": {name: interval},
-        "left_out": {name: reason}}``. ``"same"`` names the methods that have the best one's value for each test row, and ``"rows"`` is the number of test
-        rows, or of out-of-distribution rows if they are fewer and count. An interval is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``. Those to the best have the level of
-        :func:`~lightning_uq.functional.best_method`, those to the baseline 95 %.
+        "left_out": {name: reason}}``. ``"same"`` names the methods with the best one's value for each test row, and ``"rows"`` is the number of test
+        rows, or of out-of-distribution rows if they matter and are fewer. An interval is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``. Intervals to the best have the level of
+        :func:`~lightning_uq.functional.best_method`, and those to the baseline 95 %.
     """
     found = {}
     for measure in MEASURES:
@@ -72,7 +72,9 @@ def _of_measure(
                 resample_metric(metric, of_method, rows, num_resamples=_RESAMPLES),
                 of_method,
             )
-        except InputError as error:  # an infinite score, say: the method has no interval, and the table no number
+        except (
+            InputError
+        ) as error:  # for example an infinite score: the method has no interval, and the table no number
             left_out[name] = str(error)
     if rows is None or not resampled:
         return {"best": None, "tied": [], "same": [], "to_best": {}, "to_baseline": {}, "left_out": left_out}
@@ -107,7 +109,7 @@ def _plain(interval: DifferenceInterval) -> dict[str, Any]:
 
 
 def rows_of(measure: Measure, records: Sequence[Record], num_train: int | None) -> SeedRows:
-    """The rows of each seed; test rows and out-of-distribution rows are resampled apart."""
+    """The rows of each seed. Test rows and out-of-distribution rows are resampled separately."""
     if not measure.is_detection:
         return SeedRows([record.row_ids for record in records], num_train=num_train)
     ids = [torch.cat([record.row_ids, torch.arange(len(record.outside["ood_score"]))]) for record in records]

@@ -1,6 +1,6 @@
-"""The numbers of the table that follow from scores of the test rows, as functions of those scores with a weight for each row.
+"""The numbers of the table that are functions of scores of the test rows, with a weight for each row.
 
-With equal weights a measure is the number itself; with resampled weights it gives the number's interval.
+With equal weights, a measure is the number itself; with resampled weights, it gives the number's interval.
 """
 
 import math
@@ -23,7 +23,7 @@ from lightning_uq.functional.weighted_metrics import (
 )
 
 Metric = Callable[..., Tensor]
-"""Takes scores [N] by name and ``weights`` [R, N]; returns [R]."""
+"""A function of scores [N] by name and ``weights`` [R, N] that returns [R]."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Measure:
     """A number of the table as a function of a record.
 
     Attributes:
-        key: Its key in the results.
-        arguments: For each argument of ``metric`` the row score that it is. A score [N, K] is handed over as K arguments ``name_0`` ....
+        key: The key in the results.
+        arguments: For each argument of ``metric``, the name of the row score. A score [N, K] is passed as K arguments ``name_0`` ....
         metric: The function.
-        count: The row score that says how many outcomes a row's score is a mean of, so that it weighs as much; None if all rows weigh the same.
-        is_detection: Whether it tells test rows and out-of-distribution rows apart: then it gets ``score`` and ``is_ood`` of both.
+        count: The row score with the number of outcomes averaged in a row's score, which is its weight; None if all rows have the same weight.
+        is_detection: Whether it measures the detection of out-of-distribution rows; ``metric`` then gets ``score`` and ``is_ood`` of all rows.
     """
 
     key: str
@@ -49,15 +49,15 @@ class Measure:
         return set(self.arguments.values()) <= set(record.rows) and (not self.is_detection or bool(record.outside))
 
     def applied(self, records: Sequence[Record]) -> tuple[Metric, list[dict[str, Tensor]]]:
-        """The function and its arguments for each record, each [N], or [N + N_ood] of a detection.
+        """The function and its arguments for each record, each [N], or [N + N_ood] for a detection.
 
-        Where rows weigh differently, the function is one that takes ``count`` too.
+        If rows have different weights, the function also takes ``count``.
         """
         found = [self._vectors(record) for record in records]
         counts = [self._counts(record) for record in records]
         if bool((torch.cat(counts) == counts[0][:1]).all()):
             return self.metric, found
-        # The score of a row without an outcome is NaN, and weighs nothing.
+        # The score of a row without an outcome is NaN, with weight 0.
         kept = [
             {**{name: one.where(count > 0, 0.0) for name, one in vectors.items()}, "count": count}
             for vectors, count in zip(found, counts, strict=True)
@@ -65,7 +65,7 @@ class Measure:
         return partial(_of_counted, metric=self.metric), kept
 
     def value(self, record: Record) -> float:
-        """The number; NaN where a score is."""
+        """The number; NaN if a score is NaN."""
         metric, [vectors] = self.applied([record])
         if has_nan(vectors):
             return math.nan
@@ -73,10 +73,10 @@ class Measure:
         return float(metric(**vectors, weights=torch.ones(1, num, dtype=torch.float64)))
 
     def heaviest_row(self, records: Sequence[Record]) -> int | None:
-        """Position in the data of the test row whose score is, in size, more than half of the sum over all rows; None if there is none.
+        """The position in the data of the test row with more than half of the sum of absolute scores over all rows; None if there is none.
 
         Args:
-            records: The records of one method, one per seed. The number is the mean of one score [N], or the root of such a mean.
+            records: The records of one method, one per seed. The number must be the mean of one score [N], or the root of such a mean.
         """
         (name,) = self.arguments.values()
         counts = torch.cat([self._counts(record) for record in records])
@@ -106,17 +106,17 @@ class Measure:
 
 
 def _of_counted(weights: Tensor, count: Tensor, metric: Metric, **scores: Tensor) -> Tensor:
-    """The metric of rows that weigh as much as the outcomes that their scores are means of."""
+    """The metric of rows weighted by the number of outcomes averaged in their scores."""
     return metric(**scores, weights=weights * count)
 
 
 def has_nan(vectors: Mapping[str, Tensor]) -> bool:
-    """Whether a score is NaN, as those of a network that diverged are: no number can be made of it."""
+    """Whether a score is NaN, as for a diverged network, so that the number cannot be computed."""
     return any(bool(one.isnan().any()) for one in vectors.values())
 
 
 def is_ood(record: Record) -> Tensor:
-    """Which of the test rows and the out-of-distribution rows behind them are the latter [N + N_ood]."""
+    """The mask [N + N_ood] of the out-of-distribution rows, which follow the test rows."""
     num = len(record.row_ids)
     return torch.arange(num + len(record.outside["ood_score"])) >= num
 
@@ -130,11 +130,11 @@ def _mean_iou(weights: Tensor, **counts: Tensor) -> Tensor:
     summed = {name: weights @ count.double() for name, count in counts.items()}
     num_classes = len(counts) // 2
     ratio = torch.stack([summed[f"intersection_{c}"] / summed[f"union_{c}"] for c in range(num_classes)])
-    return ratio.nanmean(0)  # a class that is neither there nor predicted has no ratio
+    return ratio.nanmean(0)  # a class that neither occurs nor is predicted has no ratio
 
 
 def _ece_of_bins(weights: Tensor, **bins: Tensor) -> Tensor:
-    """The calibration error of counts, hits and summed confidences in bins, one after another."""
+    """The calibration error from counts, hits and summed confidences in bins, in that order."""
     summed = torch.stack([weights @ bins[f"bins_{k}"].double() for k in range(len(bins))])
     count, hits, confidence = summed.reshape(3, -1, len(weights))
     error: Tensor = (hits - confidence).abs().sum(0) / count.sum(0)
@@ -142,33 +142,33 @@ def _ece_of_bins(weights: Tensor, **bins: Tensor) -> Tensor:
 
 
 def _labels(scores: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Logits [N] and targets [N] of each label; -1 is unknown."""
+    """The logits [N] and targets [N] of each label; -1 is unknown."""
     return [(scores[f"logit_{k}"], scores[f"label_{k}"]) for k in range(len(scores) // 2)]
 
 
 def _hamming(weights: Tensor, **scores: Tensor) -> Tensor:
-    """Share of the known labels that are wrong at a threshold of 0.5."""
+    """The share of the known labels that are wrong at a threshold of 0.5."""
     wrong, known = _wrong_and_known(scores)
     error: Tensor = (weights @ wrong.double().sum(1)) / (weights @ known.double().sum(1))
     return error
 
 
 def _subset_accuracy(weights: Tensor, **scores: Tensor) -> Tensor:
-    """Share of rows whose known labels are all right, among those that have one."""
+    """The share of rows whose known labels are all right, among rows with a known label."""
     wrong, known = _wrong_and_known(scores)
     counted = known.any(1)
     return weighted_mean((~wrong.any(1)).double(), weights * counted)
 
 
 def _wrong_and_known(scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which labels [N, L] are wrong, and which are known; a probability as a target is neither right nor wrong."""
+    """The masks [N, L] of wrong and of known labels; a target that is a probability is not a known label."""
     logits, labels = (torch.stack(one, 1) for one in zip(*_labels(scores), strict=True))
     known = (labels == 0) | (labels == 1)
     return known & ((logits > 0) != (labels == 1)), known
 
 
 def _ece_of_labels(weights: Tensor, **scores: Tensor) -> Tensor:
-    """The calibration error of each label's probability of a 1, averaged over the labels that are known at all."""
+    """The calibration error of each label's probability of a 1, averaged over the labels with known values."""
     found = []
     for logit, label in _labels(scores):
         known = label >= 0
@@ -177,7 +177,7 @@ def _ece_of_labels(weights: Tensor, **scores: Tensor) -> Tensor:
 
 
 def _mean_over_labels(weights: Tensor, metric: Metric, **scores: Tensor) -> Tensor:
-    """A metric of the ranking of each label's logits, averaged over the labels that have both values."""
+    """A metric of the ranking of each label's logits, averaged over the labels with both values."""
     values = [
         metric(score=logit, is_ood=label == 1, weights=weights * ((label == 0) | (label == 1)))
         for logit, label in _labels(scores)
@@ -224,14 +224,14 @@ MEASURES: tuple[Measure, ...] = (
     _detection("ood_auprc_in", partial(weighted_average_precision, positive="in")),
     _detection("ood_fpr95", weighted_fpr_at_tpr),
 )
-"""All measures. One that reads scores which a record lacks does not apply to it."""
+"""All measures. A measure does not apply to a record that lacks its scores."""
 
 
 _UNBOUNDED = ("nll", "rmse", "mae", "crps", "interval_score")
 
 
 def find_single_rows(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:
-    """Errors that one test row decides: for their keys, the methods and the position of that row in the data.
+    """Errors that one test row dominates: for their keys, the methods and the position of that row in the data.
 
     Example:
         >>> rows = {"nll": torch.tensor([0.5, 90.0, 1.5])}
@@ -249,7 +249,7 @@ def find_single_rows(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[
 
 
 def measured(record: Record) -> dict[str, float]:
-    """A record's numbers by result key: those that follow from its rows, and those that it holds.
+    """A record's numbers by result key: those computed from its rows, and its own values.
 
     Example:
         >>> rows = {"correct": torch.tensor([True, False]), "nll": torch.tensor([0.5, 1.5])}

@@ -1,4 +1,4 @@
-"""How well test rows determine a number of one trained model: 95 % intervals over rows."""
+"""95 % intervals over test rows for the numbers of one trained model."""
 
 import torch
 from torch import Tensor
@@ -31,15 +31,15 @@ _POSITIVE = ("brier", "rmse", "mae", "crps", "interval_score", "width_90", "set_
 """Other numbers that are never negative."""
 
 _WORK = 2e8
-"""Resamples times rows, about: fewer resamples are drawn of many rows."""
+"""The approximate number of resamples times rows; with many rows, fewer resamples are drawn."""
 
 
 def value_intervals(record: Record) -> dict[str, tuple[float, float]]:
     """A 95 % interval over test rows for each number of a record that is a function of them, by result key.
 
-    No interval leaves the range of its number. A share has Wilson's interval, for as many rows as give the standard error that it has over rows or
-    resamples. The interval of a number that is never negative is symmetric in its logarithm, because such a number has rare large losses. All others
-    are symmetric. Numbers that are not finite have none.
+    No interval leaves the range of its number. A share has Wilson's interval, for the number of rows that gives its standard error over rows or
+    resamples. The interval of a number that is never negative is symmetric in its logarithm, since such numbers have rare large losses. All other
+    intervals are symmetric. Numbers that are not finite have none.
 
     Example:
         >>> record = Record("net", 0, {}, {"correct": torch.arange(100) > 9}, torch.arange(100))
@@ -51,7 +51,7 @@ def value_intervals(record: Record) -> dict[str, tuple[float, float]]:
         if measure.applies(record):
             try:
                 found[measure.key] = _interval(measure, record)
-            except InputError:  # too few rows, or a number that is not finite: the table shows no number either
+            except InputError:  # too few rows, or a number that is not finite, which the table does not show either
                 continue
     return found
 
@@ -65,22 +65,22 @@ def _interval(measure: Measure, record: Record) -> tuple[float, float]:
     is_positive = measure.key in _POSITIVE or (measure.key == "nll" and "absolute_error" not in record.rows)
     if found.losses is not None:
         return mean_interval(found.losses[0], is_positive=is_positive)
-    assert found.resampled is not None  # of one seed, all other metrics are resampled
+    assert found.resampled is not None  # with one seed, all other metrics are resampled
     value, error = found.values[0], found.resampled[:, 0].std()
     if measure.key in _SHARES:
         return _share_interval(value, error, rows.fewest)
     lower, upper = _ends(value, _t(rows.fewest) * error, is_positive)
-    # A calibration error from few rows is biased upwards, so that a logarithm would lead further astray.
+    # A calibration error from few rows is biased upwards, which a logarithm would make worse.
     return (max(lower, 0.0), min(upper, 1.0)) if measure.key == "ece" else (lower, upper)
 
 
 def mean_interval(values: Tensor, *, is_positive: bool = False, bound: float | None = None) -> tuple[float, float]:
-    """A 95 % interval of the mean of rows [N]: Wilson's where each is 0 or 1, else as wide as that of a difference.
+    """A 95 % interval of the mean of rows [N]: Wilson's if each is 0 or 1, else as wide as that of a difference.
 
     Args:
         values: Numbers [N], N >= 2.
-        is_positive: Whether no row can be negative. Then the interval is symmetric in the logarithm of the mean.
-        bound: The largest absolute value that a row can have, if known; it keeps a few equal rows from seeming certain.
+        is_positive: Whether no row can be negative. The interval is then symmetric in the logarithm of the mean.
+        bound: The largest possible absolute value of a row, if known. It prevents an interval of width 0 from a few equal rows.
 
     Example:
         >>> mean_interval(torch.ones(20))[1], round(mean_interval(torch.ones(20))[0], 3)
@@ -96,7 +96,7 @@ def mean_interval(values: Tensor, *, is_positive: bool = False, bound: float | N
 
 
 def _ends(value: Tensor, half_width: Tensor, is_positive: bool) -> tuple[float, float]:
-    """The ends of an interval of a value that has this half-width to first order."""
+    """The ends of an interval of a value with this half-width to first order."""
     if is_positive and value > 0:
         ratio = torch.exp(half_width / value)
         return float(value / ratio), float(value * ratio)
@@ -104,9 +104,9 @@ def _ends(value: Tensor, half_width: Tensor, is_positive: bool) -> tuple[float, 
 
 
 def _share_interval(share: Tensor, error: Tensor, num_rows: int) -> tuple[float, float]:
-    """Wilson's interval for the number of rows from which a share would have this standard error."""
+    """Wilson's interval for the number of rows for which a share has this standard error."""
     variance = share * (1 - share)
-    if variance <= 0 or error <= 0:  # at 0 or 1, no resample differs
+    if variance <= 0 or error <= 0:  # at 0 or 1, resamples do not differ
         return _wilson(share, float(num_rows))
     return _wilson(share, float(variance / error.square()))
 

@@ -1,4 +1,4 @@
-"""What the numbers say in words: which method is best if any stands out, which ones cannot be told from it, and what that holds for."""
+"""The verdict in words: which method is best if any stands out, which ones are tied with it, and for what this holds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ from lightning_uq.compare.statistics.differences import FEW_ROWS
 from lightning_uq.report.table import Column, cell, shown_columns
 
 QUALITY = ("nll", "interval_score", "rmse", "mae", "accuracy")
-"""Keys that tell how good predictions are, the first one that most methods have decides."""
+"""Keys for the quality of predictions. The first one that most methods have decides."""
 
 DETECTION = "ood_auroc"
 
 _HARDLY_DETECTS = 0.6
-"""Below this AUROC, being the best at a detection is said to be worth little."""
+"""Below this AUROC, the verdict says that being the best detector is worth little."""
 
 _AS_CHEAP = 1.2
-"""Times up to this factor apart count as equal: the same work differs by as much from one run to the next."""
+"""Times up to this factor apart count as equal, since the time of the same work varies by as much between runs."""
 
 _MAX_NAMES = 4
-"""Methods that a sentence names; further ones are counted."""
+"""The largest number of methods that a sentence names; further ones are counted."""
 
 
 def quality_key(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -46,21 +46,21 @@ def make_verdict(
     single_rows: Mapping[str, Mapping[str, int]] | None = None,
     untuned: Sequence[str] = (),
 ) -> list[str]:
-    """What the numbers say, in one sentence each: the best predictions with what that holds for, and the best detection.
+    """The verdict, in sentences: the best predictions and for what this holds, and the best detection.
 
-    A method is called best if it can be told from the baseline or from most methods. Of those that cannot be told from it, the cheapest is named.
+    A method is called best if it differs significantly from the baseline or from most methods. Of the methods tied with it, the cheapest is named.
 
     Args:
         rows: The rows of the results.
-        differences: Those of :func:`~lightning_uq.compare.statistics.differences.find_differences`.
+        differences: The result of :func:`~lightning_uq.compare.statistics.differences.find_differences`.
         num_seeds: Number of seeds.
-        data: What the data are called.
-        baseline: The method whose value stands beside the best one's.
-        single_rows: Numbers that one test row decides: :func:`~lightning_uq.compare.statistics.measures.find_single_rows`.
-        untuned: The methods that were not tuned, where others were.
+        data: Name of the data.
+        baseline: The method whose value is shown beside the best one's.
+        single_rows: Numbers that one test row dominates: :func:`~lightning_uq.compare.statistics.measures.find_single_rows`.
+        untuned: The methods that were not tuned although others were.
 
     Returns:
-        The sentences; none if no number decides.
+        The sentences; empty if there is no deciding number.
     """
     columns = {column.key: column for column in shown_columns(rows)}
     key = quality_key(rows)
@@ -100,7 +100,7 @@ def _best(
     baseline: str | None,
     condition: str,
 ) -> str:
-    """Which method is best by one number, which others cannot be told from it, and which of these to take."""
+    """The best method by one number, the methods tied with it, and which of these to choose."""
     by_name = {row["method"]: row for row in rows}
     best, to_best = found["best"], found["to_best"]
     value = cell(by_name[best], column)[0]
@@ -122,9 +122,9 @@ def _best(
         sentence = f"{by}all methods are equal on {data} ({value}): each test row has the same value."
     elif not tied:
         are = {1: f"{others[0]} is", 2: "both others are"}.get(len(worse), f"all {len(worse)} others are")
-        sentence = f"{by}{best}{own} {_does(column)} on {data} ({value}{against}); {are} worse."
+        sentence = f"{by}{best}{own} {_best_phrase(column)} on {data} ({value}{against}); {are} worse."
     elif stands_out:
-        sentence = f"{by}{best}{own} {_does(column)} on {data} ({value}{against}); {listed(tied)} cannot be told from it{take}."
+        sentence = f"{by}{best}{own} {_best_phrase(column)} on {data} ({value}{against}); {listed(tied)} cannot be told from it{take}."
     else:
         none = {1: f"{tied[0]} cannot", 2: f"neither {' nor '.join(tied)} can"}.get(
             len(tied), f"none of the {len(tied)} others can"
@@ -143,7 +143,7 @@ def _best(
 
 
 def _infinite(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], key: str) -> list[str]:
-    """Which methods have an infinite value of a number that would have decided."""
+    """The methods with an infinite value of a number that would have decided."""
     sentences = []
     for one in QUALITY[: QUALITY.index(key)]:
         names = [row["method"] for row in rows if one in row and not _is_finite(row, one)]
@@ -154,7 +154,7 @@ def _infinite(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], 
 
 
 def _single(column: Column, found: Mapping[str, int]) -> list[str]:
-    """Which methods' values one test row decides."""
+    """The methods whose value one test row dominates."""
     if not found:
         return []
     named = [f"{name} (row {row})" for name, row in found.items()]
@@ -180,12 +180,12 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
-def _does(column: Column) -> str:
+def _best_phrase(column: Column) -> str:
     return "detects out-of-distribution inputs best" if column.key == DETECTION else "is best"
 
 
 def _cheapest(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> str | None:
-    """The method that costs least: by its training time, then by its prediction time; of several the baseline, else the first. None: a time is unknown."""
+    """The cheapest method by training time, then by prediction time; of several, the baseline, or else the first. None: a time is unknown."""
     for key in ("train_seconds", "ms_per_1000"):
         times = [row.get(key, {}).get("mean") for row in rows]
         if None in times:
@@ -203,7 +203,7 @@ def _condition(is_over_rows: bool, num_seeds: int) -> str:
 
 
 def few_rows(count: int) -> list[str]:
-    """A sentence that intervals over so few rows are rough, if they are fewer than :data:`~lightning_uq.compare.statistics.differences.FEW_ROWS`.
+    """A warning sentence that intervals over so few rows are rough, if there are fewer than :data:`~lightning_uq.compare.statistics.differences.FEW_ROWS`.
 
     Example:
         >>> few_rows(36)[0][:37], few_rows(360)

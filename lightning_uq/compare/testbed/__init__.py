@@ -1,4 +1,4 @@
-"""The Neural Testbed in the comparison: its agents, and the divergence by which it judges them."""
+"""The Neural Testbed in the comparison: its agents, and the divergence that judges them."""
 
 from lightning_uq.compare.testbed.agents import (
     AGENTS,

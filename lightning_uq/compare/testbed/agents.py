@@ -1,4 +1,4 @@
-"""The agents of the Neural Testbed: the methods of this package with the networks and settings that the testbed gives them.
+"""The agents of the Neural Testbed: this package's methods with the testbed's networks and settings.
 
 All networks have two hidden layers of 50 (dropout's have 100). Adam at 1e-3 takes 1,000 steps on batches of 100, with an L2
 term that falls with n / d and includes biases.
@@ -31,7 +31,7 @@ from lightning_uq.networks import MLP, PriorIndependentLayers, truncated_normal_
 from lightning_uq.tasks import Classification
 
 DEFAULT_AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")
-"""Rows of a comparison on the testbed that names no methods."""
+"""The default methods of a comparison on the testbed."""
 
 HIDDEN_SIZES = (50, 50)
 NUM_MEMBERS = 10
@@ -40,7 +40,7 @@ NUM_EVAL_SAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSetting(Setting):
-    """The facts of a testbed problem that an agent may use: those of any :class:`Setting`, and these.
+    """The facts of a testbed problem that an agent may use, in addition to those of any :class:`Setting`.
 
     Attributes:
         temperature: Temperature T of the environment.
@@ -65,7 +65,7 @@ def agent_network(
         num_outputs: C.
         hidden_sizes: Sizes of the hidden layers.
         dropout: Dropout rate after each hidden layer.
-        nonzero_bias: Whether the first layer's bias is drawn as its weights are. All other biases are zero.
+        nonzero_bias: Whether the first layer's bias is drawn like its weights. All other biases are zero.
 
     Example:
         >>> agent_network(10, 2)[0].bias.abs().max()
@@ -81,10 +81,10 @@ def agent_network(
 
 
 def agent_setting(data: TestbedDataModule, learning_rate: float) -> AgentSetting:
-    """The setting of an agent: T, d, n and C, with the network and the optimizer that agents share.
+    """The setting of an agent: T, d, n and C, with the network and the optimizer shared by all agents.
 
-    The L2 term is sqrt(T) d / n times the sum of squares of all trained weights, which is Adam's ``weight_decay`` of twice as
-    much. The original's ensembles divide it by their size K, as they do their loss; here both are sums over members.
+    The L2 term is sqrt(T) d / n times the sum of squares of all trained weights, which is Adam's ``weight_decay`` of twice that
+    number. The original's ensembles divide it by their size K, like their loss; here both are sums over members.
     """
     num_features, num_train, temperature = data.num_features, data.num_train, data.temperature
     l2 = math.sqrt(temperature) * num_features / num_train
@@ -101,7 +101,7 @@ def agent_setting(data: TestbedDataModule, learning_rate: float) -> AgentSetting
 
 
 def num_epochs(name: str, setting: Setting) -> int:
-    """How many times the usual number of steps an agent is trained on this problem."""
+    """The factor of an agent's number of training steps on this problem, relative to the usual number."""
     if name == "hypermodel":
         return 2
     return 10 if name == "epinet" and setting.num_train / setting.num_features > 500 else 1
@@ -158,7 +158,7 @@ def _hypermodel(setting: Setting) -> HypermodelModule:
 
 
 def _bayes_by_backprop(setting: Setting) -> BayesByBackpropModule:
-    return BayesByBackpropModule(  # it has a prior in place of the weight decay of the other agents
+    return BayesByBackpropModule(  # has a prior instead of the other agents' weight decay
         setting.network,
         kl_weight=math.sqrt(_agent(setting).temperature) * setting.num_features,
         num_train=setting.num_train,
@@ -183,4 +183,4 @@ _METHODS = (
 )
 
 AGENTS = {method.name: method for method in _METHODS}
-"""The agents by name. On testbed data each replaces the method of its name."""
+"""The agents by name. On testbed data, they replace the methods with the same names."""

@@ -1,4 +1,4 @@
-"""The divergence of a method's joint predictions from the environment that drew a problem of the Neural Testbed.
+"""The divergence of a method's joint predictions from the environment of a Neural Testbed problem.
 
 Source: Osband et al., arXiv 2110.04629, and ``neural_testbed.likelihood``.
 """
@@ -27,24 +27,24 @@ from lightning_uq.functional.precision import widen
 from lightning_uq.modules.base import UncertaintyModule
 
 NUM_INDICES = 1000
-"""Indices z that estimate a divergence where there are infinitely many."""
+"""The number of indices z for estimating a divergence, if there are infinitely many."""
 
 EXACT_UP_TO = 10
-"""Number of joint labels above which the testbed sorts hypotheses into cells."""
+"""The number of joint labels above which the testbed groups hypotheses into cells."""
 
 Estimator = Literal["auto", "exact", "projection"]
-"""How the mean over z of a product of probabilities is taken: exactly, or over cells of similar hypotheses."""
+"""How to compute the mean over z of a product of probabilities: exactly, or over cells of similar hypotheses."""
 
 _ROWS_AT_ONCE = 50_000
 
 
 def divergences(module: LightningModule, data: TestbedDataModule, estimator: Estimator = "auto") -> dict[str, float]:
-    """``kl_tau1``, ``kl_tau10`` ..., each also over the uniform agent's, and how many draws were infinite.
+    """``kl_tau1``, ``kl_tau10`` ..., each also divided by the uniform agent's, and the number of infinite draws.
 
     Args:
         module: A trained module, on any device.
-        data: The problem; of it only the joint draws are looked at.
-        estimator: As in :func:`model_log_likelihood`.
+        data: The problem, of which only the joint draws are used.
+        estimator: See :func:`model_log_likelihood`.
     """
     values: dict[str, float] = {}
     infinite = 0
@@ -52,7 +52,7 @@ def divergences(module: LightningModule, data: TestbedDataModule, estimator: Est
         draws = data.joint_draws(tau)
         if not bool(draws.true_log_likelihood.isfinite().all()):
             warnings.warn(
-                f"Array true_ll_tau{tau} of {data.path} is not finite, so that kl_tau{tau} is not defined.",
+                f"Array true_ll_tau{tau} of {data.path} is not finite, so kl_tau{tau} is undefined.",
                 stacklevel=2,
             )
         model = model_log_likelihood(module, draws.x, draws.y, estimator=estimator)
@@ -62,8 +62,8 @@ def divergences(module: LightningModule, data: TestbedDataModule, estimator: Est
         infinite += estimate.num_infinite
         if estimate.num_infinite:
             warnings.warn(
-                f"{estimate.num_infinite} of {estimate.num_draws} draws of kl_tau{tau} were infinite: labels that "
-                f"{type(module).__name__} gave no probability. Each counts as the largest finite one, as in the testbed.",
+                f"{estimate.num_infinite} of {estimate.num_draws} draws of kl_tau{tau} were infinite, because "
+                f"{type(module).__name__} gave their labels no probability. Each counts as the largest finite one, as in the testbed.",
                 stacklevel=2,
             )
     return {**values, "kl_infinite": infinite}
@@ -81,23 +81,23 @@ def model_log_likelihood(
 ) -> Tensor:
     """log of the mean over z of prod_t p_z(y_t | x_t): [S] in float64.
 
-    Inputs that repeat one another, as polyadic ones do, are predicted once. A finite index set is enumerated; of an infinite
-    one ``num_indices`` are drawn, the same for all draws, and read in parts, each with one call of the base.
+    Repeated inputs, such as polyadic ones, are predicted once. A finite index set is enumerated; from an infinite
+    set, ``num_indices`` are drawn, the same for all draws, and processed in parts, each with one call of the base.
 
     Args:
         module: An :class:`UncertaintyModule`, or a module whose ``predict_step`` makes predictions.
         x: Inputs [S, tau, d].
         y: Labels [S, tau].
         num_indices: Indices drawn from an infinite set.
-        rows: Rows of one part: indices times distinct inputs.
-        estimator: ``"exact"``: the mean as it stands (:func:`~lightning_uq.functional.joint_log_likelihood`);
-            ``"projection"``: over cells of hypotheses that predict alike
+        rows: Number of rows per part: indices times distinct inputs.
+        estimator: ``"exact"``: the exact mean (:func:`~lightning_uq.functional.joint_log_likelihood`);
+            ``"projection"``: over cells of hypotheses with similar predictions
             (:func:`~lightning_uq.functional.clustered_log_likelihood`, seven hyperplanes); ``"auto"``: the testbed's choice,
-            which is the mean up to ten labels and cells above.
-        seed: Of the hyperplanes.
+            which is the exact mean up to ten labels and cells above.
+        seed: Seed of the hyperplanes.
 
     Raises:
-        InputError: Another ``estimator``.
+        InputError: ``estimator`` is unknown.
     """
     if estimator not in ("auto", "exact", "projection"):
         raise InputError(f"`estimator` must be 'auto', 'exact' or 'projection', but it is {estimator!r}.")
@@ -112,7 +112,7 @@ def model_log_likelihood(
 
     def log_probs() -> Iterator[Tensor]:
         for logits in parts:
-            table = F.log_softmax(widen(logits), dim=-1).flatten(1)  # of every input and class
+            table = F.log_softmax(widen(logits), dim=-1).flatten(1)  # for every input and class
             yield table[:, position * logits.shape[-1] + y.flatten()].reshape(len(logits), *y.shape)
 
     return joint_log_likelihood(log_probs())
@@ -122,17 +122,17 @@ def model_log_likelihood(
 def accuracy_and_calibration(
     module: LightningModule, data: TestbedDataModule, tau: int = 1, num_indices: int = 100, num_bins: int = 10
 ) -> dict[str, float]:
-    """``train_acc``, ``test_acc``, ``train_ece`` and ``test_ece`` of the mean over z of probabilities, as the testbed takes them.
+    """``train_acc``, ``test_acc``, ``train_ece`` and ``test_ece`` of the mean over z of probabilities, as defined by the testbed.
 
-    The test inputs are those of the first 1000 / tau + 1 draws of ``tau`` labels, as far as the file has so many; every label
-    counts. The comparison's own columns, ``accuracy`` and ``ece``, are those of any data: all draws of one label, 15 bins.
+    The test inputs are those of the first 1000 / tau + 1 draws of ``tau`` labels, or fewer if the file has fewer; every label
+    counts. The comparison's columns ``accuracy`` and ``ece`` are those of any data: all draws of one label, 15 bins.
 
     Args:
         module: A trained module, on any device.
         data: The problem.
-        tau: Labels of a draw.
-        num_indices: Indices drawn from an infinite set.
-        num_bins: Bins of equal width.
+        tau: Number of labels per draw.
+        num_indices: Number of indices drawn from an infinite set.
+        num_bins: Number of bins of equal width.
 
     Source: ``ClassificationSampleAccEce`` of ``neural_testbed.likelihood``.
     """
@@ -150,7 +150,7 @@ def accuracy_and_calibration(
 
 
 def _logits(module: LightningModule, x: Tensor, num_indices: int, at_once: int) -> Iterator[Tensor]:
-    """Logits [z, N, C] of part after part of the indices."""
+    """Logits [z, N, C] for consecutive parts of the indices."""
     if not isinstance(module, UncertaintyModule):
         yield _members(module.predict_step((x,), 0))
         return

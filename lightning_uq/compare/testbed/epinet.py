@@ -1,4 +1,4 @@
-"""Epinets as their authors configure them: the agent of the Neural Testbed, and those on ResNets of ENN.
+"""Epinets in their authors' configurations: the agent of the Neural Testbed, and ENN's epinets on ResNets.
 
 Source: google-deepmind/neural_testbed and google-deepmind/enn.
 """
@@ -16,7 +16,7 @@ from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import Classification
 
-# The original neither standardises features nor measures its priors: their scales are plain factors.
+# The original neither standardizes features nor measures its priors, so their scales are plain factors.
 _ORIGINAL: dict[str, Any] = {"standardize_features": False, "calibrate_prior": False}
 
 _RESNET: dict[str, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def epinet_for_resnet(
     feature_layers: str | Sequence[str] = "auto",
     **kwargs: Any,
 ) -> EpinetModule:
-    """An epinet on a trained, frozen ResNet as ENN publishes it for a data set, in the original's own units.
+    """An epinet on a trained, frozen ResNet, as published by ENN for a data set, in the original's own units.
 
     One hidden layer of 50. CIFAR-10: D_z = 20, epinet prior 4, no additive prior. CIFAR-100: D_z = 20, both priors 0.5,
     the additive one convolutional. ImageNet: D_z = 30, both priors 1, the base's logits divided by 0.8 and the
@@ -101,12 +101,12 @@ def epinet_for_resnet(
 
     Args:
         network: The trained network from images [B, 3, H, W] to logits, or its factory.
-        data: Data set whose configuration is taken.
+        data: Data set of the configuration.
         feature_layers: The layer whose input holds the last features.
         kwargs: Arguments of :class:`EpinetModule` that replace these.
 
     Raises:
-        InputError: Another ``data``.
+        InputError: ``data`` is unknown.
 
     Source: ``enn/checkpoints``, google-deepmind/enn.
 

@@ -1,4 +1,4 @@
-"""The Neural Testbed's yardstick: equal probabilities for all classes, whatever the input."""
+"""The Neural Testbed's reference: equal probabilities for all classes and inputs."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class UniformNetwork(EpistemicNetwork):
         self.num_outputs = num_classes
 
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Zeros [Z]. No random number is drawn, so that a bandit's actions do not depend on it."""
+        """Zeros [Z]. No random number is drawn, so a bandit's actions do not depend on it."""
         return torch.zeros(num_samples, dtype=torch.long)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class UniformNetwork(EpistemicNetwork):
 
 
 class UniformModule(UncertaintyModule):
-    """Predicts 1 / C always: there is nothing to train.
+    """Always predicts 1 / C, without training.
 
     Args:
         num_classes: C.

@@ -1,1 +1,1 @@
-"""From one method and one problem to a record: the training, the fits after it, and the reading of its predictions."""
+"""From a method and a problem to a record: the training, the fits after it, and the evaluation of its predictions."""

@@ -1,4 +1,4 @@
-"""One method's record for one seed, read off the predictions that the Trainer makes."""
+"""Makes a method's record for one seed from the predictions of the Trainer."""
 
 import statistics
 import time
@@ -43,7 +43,7 @@ from lightning_uq.tasks import Task
 TAU = JointLogLoss().tau
 TIMED_ROWS = 1000
 ALPHA = 0.1
-"""Share of labels that sets of classes may miss."""
+"""The share of labels that sets of classes may miss."""
 
 
 def evaluate(
@@ -55,16 +55,16 @@ def evaluate(
     devices: int | list[int] = 1,
     saved: Path | None = None,
 ) -> Record:
-    """Measure a trained method on the test split and on the out-of-distribution data.
+    """Evaluate a trained method on the test split and on the out-of-distribution data.
 
     Args:
         method: The method.
         trained: Its training.
         problem: The data of the seed.
         seed: The seed.
-        accelerator: Lightning's.
-        devices: Lightning's.
-        saved: The file to which the predictions of the test rows are written; None: they are not.
+        accelerator: Lightning's accelerator.
+        devices: Lightning's devices.
+        saved: The file for the predictions of the test rows; None: they are not saved.
     """
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
 
@@ -85,7 +85,7 @@ def evaluate(
     if isinstance(data, TestbedDataModule):
         values |= divergences(module.to(inside.device), data)
     if isinstance(module, UncertaintyModule):
-        module.prediction_transforms.clear()  # the scorers' own pass is timed, and not the transforms' too
+        module.prediction_transforms.clear()  # time only the scorers' own pass, without the transforms
     values["parameters"] = num_weights(module)
     values["train_seconds"] = trained.seconds[method.name]
     values |= _milliseconds(module.to(inside.device), method, scorers_of(module, callbacks), inside.seen)
@@ -116,8 +116,8 @@ def read_predictions(
 ) -> "Reader":
     """Let a Trainer predict a loader's batches, at most ``limit``, and read the predictions."""
     if isinstance(module, UncertaintyModule):
-        module.return_members = True  # the joint log-loss needs them
-        module.prediction_transforms.clear()  # of other methods that read the same training
+        module.return_members = True  # for the joint log-loss
+        module.prediction_transforms.clear()  # left by other methods that use the same training
         task = module.task
     else:
         task = problem.setting.task if method.reading is None else method.reading.task
@@ -138,7 +138,7 @@ def read_predictions(
 
 
 def scorers_of(module: LightningModule, callbacks: Sequence[Callback]) -> list[OODScorer]:
-    """What provides scores beside the predictions."""
+    """The providers of scores besides the predictions."""
     return [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
 
 
@@ -147,18 +147,18 @@ def ood_score(
     prediction: Prediction,
     provided: Sequence[Callable[[Tensor], Mapping[str, Tensor]]] = (),
 ) -> Tensor:
-    """A prediction's out-of-distribution score [B], higher = more out of distribution, found by its name.
+    """A prediction's out-of-distribution score [B] by name; higher is more out of distribution.
 
-    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood_scores.OODScorer`) comes first, then
-    ``prediction.score(name)``; of a map the mean over its positions.
+    A score of a callback or of the module (:class:`~lightning_uq.callbacks.ood_scores.OODScorer`) takes precedence over
+    ``prediction.score(name)``. For a map, it is the mean over the positions.
 
     Args:
         name: The score's name.
         prediction: A prediction.
-        provided: What the scorers' contexts yielded around the model's call.
+        provided: The scores from the scorers' contexts around the model's call.
 
     Raises:
-        InputError: Nothing has a score of that name.
+        InputError: There is no score with this name.
 
     Example:
         >>> from lightning_uq import CategoricalPrediction
@@ -176,8 +176,8 @@ def ood_score(
 def sets_of(held_out: "Reader", tested: "Reader") -> dict[str, Tensor]:
     """Whether each test label is in its set of classes, and the set's size, with a threshold for 90 % from the validation data.
 
-    The validation data have stopped the training too, so the coverage may be a little below 90 %. Where they are too few for a
-    threshold, there are none.
+    The validation data also stopped the training, so the coverage may be a little below 90 %. If they are too few for a
+    threshold, the result is empty.
     """
     if len(torch.cat(held_out.targets)) < rows_needed(ALPHA):
         return {}
@@ -188,9 +188,9 @@ def sets_of(held_out: "Reader", tested: "Reader") -> dict[str, Tensor]:
 
 
 def num_weights(module: nn.Module) -> int:
-    """Number of weights: parameters and floating-point buffers (a frozen prior is one), each counted once.
+    """The number of weights: parameters and floating-point buffers (such as a frozen prior), each counted once.
 
-    Running statistics and metric states are not counted. Running statistics are BatchNorm's, and any buffer named ``running_*``.
+    Running statistics (BatchNorm's, and any buffer named ``running_*``) and metric states are not counted.
 
     Example:
         >>> num_weights(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
@@ -207,23 +207,23 @@ def num_weights(module: nn.Module) -> int:
 
 
 class Reader(Callback):
-    """Reads predictions as the Trainer makes them: scores of rows, and what cannot be said of single rows.
+    """Reads predictions as the Trainer makes them: scores of rows, and numbers that do not belong to single rows.
 
     Args:
         method: The method.
-        task: What the outputs of its module mean.
-        scorers: Provide scores beside the predictions.
-        labelled: Whether targets are read too.
-        keep: Whether the predictions of labelled rows are kept.
+        task: The task of its module's outputs.
+        scorers: Providers of scores besides the predictions.
+        labelled: Whether to read targets.
+        keep: Whether to keep the predictions of labelled rows.
 
     Attributes:
-        columns: Of each batch what is kept of its predictions.
-        further: Metrics that are no means of row scores.
-        log_probs: Of each batch, where each input has one of several classes.
-        targets: Of each batch, likewise.
+        columns: For each batch, the kept columns of its predictions.
+        further: Metrics that are not means of row scores.
+        log_probs: For each batch, if each input has one of several classes.
+        targets: For each batch, in the same case.
         num_indices: Z of the predictions.
         device: The device of the module.
-        seen: The first batches as the module sees them, with 1,000 rows at least if there are so many.
+        seen: The first batches in the form that the module gets, with at least 1,000 rows if available.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class Reader(Callback):
         self._provided: list[Callable[[Tensor], Mapping[str, Tensor]]] = []
 
     def attached(self, module: LightningModule) -> list[Callback]:
-        """What makes predictions of a foreign module readable."""
+        """The callbacks that make predictions of a foreign module readable."""
         reading = self._reading(module)
         return [] if reading is None else [ReadPredictions(reading)]
 
@@ -260,7 +260,7 @@ class Reader(Callback):
         return {name: torch.cat([batch[name] for batch in self._rows]) for name in self._rows[0]}
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Open the contexts of the scorers around the module's call."""
+        """Enter the contexts of the scorers around the module's call."""
         self.device = pl_module.device
         if self.labelled and self._num_seen < TIMED_ROWS:
             self.seen.append(batch)
@@ -272,12 +272,12 @@ class Reader(Callback):
         """Read the scores of a batch.
 
         Raises:
-            InputError: A foreign module's ``predict_step`` gives no prediction, or the batch has no target.
+            InputError: A foreign module's ``predict_step`` does not return a prediction, or the batch has no target.
         """
         if not isinstance(outputs, Prediction):
             raise InputError(
                 f"`predict_step` of {type(pl_module).__name__} must return a prediction of lightning_uq, but it returned an object of type "
-                f"{type(outputs).__name__}. Give the Method a `reading`."
+                f"{type(outputs).__name__}. Pass a `reading` to the Method."
             )
         name = self.method.ood_score
         scores = {} if name is None else {"ood_score": ood_score(name, outputs, self._provided).cpu()}
@@ -287,7 +287,7 @@ class Reader(Callback):
             return
         target = target_of(batch, pl_module, self._reading(pl_module))
         if target is None:
-            raise InputError("The batches of the test loader must hold targets, but they hold none.")
+            raise InputError("The batches of the test loader must have targets, but they have none.")
         prediction, target = outputs.to("cpu"), target.cpu()
         self._num_seen += len(target)
         if self.keep:
@@ -304,7 +304,7 @@ class Reader(Callback):
             metric.update(counted, label)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the scorers' contexts."""
+        """Exit the contexts of the scorers."""
         self._stack.close()
 
 
@@ -318,11 +318,11 @@ def _milliseconds(
     repeats: int = 11,
     budget: float = 5.0,
 ) -> dict[str, float]:
-    """Median time of the predictions and the score of 1,000 inputs in one batch, back on the CPU; none of batches that cannot be joined.
+    """The median time for the predictions and the score of 1,000 inputs in one batch, including the transfer to the CPU; None for batches that cannot be joined.
 
-    The first batch is timed in their place where 1,000 inputs would take more than ``budget`` seconds at its speed, an upper bound: most
-    of a small batch's time can be spent on drawing weights, which 1,000 inputs share. Once ``budget`` seconds are spent, no more is
-    measured.
+    If 1,000 inputs would take more than ``budget`` seconds at the speed of the first batch, that batch is timed instead. This is an upper bound, since most
+    of a small batch's time may be spent on drawing weights, which 1,000 inputs share. The measurement ends after ``budget``
+    seconds.
     """
     try:
         whole, (first, num) = rows_repeated(seen, TIMED_ROWS), (seen[0], num_rows(seen[0]))
@@ -330,7 +330,7 @@ def _milliseconds(
         return {}
     assert num is not None
     with reading_predictions(module, method.reading if is_foreign(module) else None):
-        # The second of two: the first call of a network also pays for what torch sets up once.
+        # The second of two calls, since the first one includes torch's one-time setup.
         _, seconds = (_seconds(module, method, scorers, first) for _ in range(2))
         batch, rows = (first, num) if seconds * TIMED_ROWS / num > budget else (whole, TIMED_ROWS)
         times: list[float] = []

@@ -1,4 +1,4 @@
-"""The post-training callbacks of several methods under one Trainer, none of which sees those of another."""
+"""Isolates the post-training callbacks of several methods under one Trainer from each other."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +15,20 @@ _HOOKS = tuple(name for name in dir(Callback) if name.startswith("on_") or name 
 
 
 class IsolatedCallbacks(Callback):
-    """Runs callbacks as if those of other methods were not there.
+    """Runs callbacks as if those of other methods did not exist.
 
-    In each hook the Trainer lists these callbacks alone beside those that every method shares. Predictions that they change after the training
-    are put back.
+    In each hook, the Trainer lists only these callbacks and those shared by all methods. Changes to predictions that they make after the training
+    are undone.
 
     Args:
         callbacks: The callbacks of one method.
         method: Name of the method, for its warnings.
 
     Attributes:
-        callbacks: The same.
-        method: The same.
-        seconds: Time that they took after the training.
-        diverged: Why nothing could be fitted after the training, if what the network returns is not finite.
+        callbacks: The callbacks of one method.
+        method: Name of the method.
+        seconds: The time of the callbacks after the training.
+        diverged: The reason why nothing could be fitted after the training, if the network's outputs are not finite.
 
     Example:
         >>> from lightning.pytorch.callbacks import LambdaCallback
@@ -67,7 +67,7 @@ class IsolatedCallbacks(Callback):
         except NotFiniteError as error:
             if hook != "on_train_end":
                 raise
-            self.diverged = without_period(error)  # the other methods that read this training go on
+            self.diverged = without_period(error)  # the other methods that use this training continue
         if hook == "on_train_end":
             self.seconds = time.perf_counter() - start
             if isinstance(pl_module, UncertaintyModule):

@@ -1,4 +1,4 @@
-"""Which epoch of a training is kept: the one with the best value of a validation metric."""
+"""Chooses the epoch of a training to keep: the one with the best value of a validation metric."""
 
 import re
 from collections.abc import Iterable
@@ -22,20 +22,20 @@ _KINDS: tuple[tuple[str, Mode], ...] = (
     ("crps|rmse|mse|mae|mape|brier|error", "min"),
     ("acc|accuracy|f1|auroc|auc|ap|map|iou|miou|dice|r2|r2score|kappa|mcc", "max"),
 )
-"""Metrics by the words in their names, the best judges first, and which of their values is the best."""
+"""Metrics by the words in their names, the best criteria first, and which of their values is the best."""
 
 
 def find_monitor(method: Method, setting: Setting, data: Any, accelerator: str = "cpu") -> Monitor | None:
-    """The validation metric whose best epoch is kept: of a module of this package the NLL, or the error that a task without a likelihood has.
+    """The validation metric whose best epoch is kept. For a module of this package, it is the NLL, or the error for a task without a likelihood.
 
-    Of other modules it is the one that the method names, or one that a validation with one batch logs: :func:`best_monitor`. None: there is no
+    For other modules, it is the one that the method names, or one that a validation with one batch logs: :func:`best_monitor`. None: there is no
     such metric, and the last weights are kept.
 
     Args:
-        method: The method that is trained.
-        setting: Its setting.
+        method: The trained method.
+        setting: The setting of the method.
         data: The data module.
-        accelerator: Lightning's.
+        accelerator: Lightning's accelerator.
 
     Raises:
         InputError: The method names a metric that its module does not log.
@@ -63,7 +63,7 @@ def find_monitor(method: Method, setting: Setting, data: Any, accelerator: str =
 
 
 def _logged(module: LightningModule, data: LightningDataModule, accelerator: str) -> list[str]:
-    """The names of the single numbers that a validation with one batch logs."""
+    """The names of the scalars that a validation with one batch logs."""
     kind: Any = in_tree_of(module, Trainer)
     trainer = kind(
         accelerator=accelerator,
@@ -79,9 +79,9 @@ def _logged(module: LightningModule, data: LightningDataModule, accelerator: str
 
 
 def best_monitor(logged: Iterable[str]) -> Monitor | None:
-    """The logged metric that judges an epoch best: a negative log-likelihood, else a loss, else an error, else a score such as accuracy.
+    """The logged metric that judges epochs best: a negative log-likelihood, or else a loss, an error, or a score such as accuracy.
 
-    Of several the one with the shortest name. Metrics of single members of an ensemble, or of the ensemble as a whole, do not count.
+    Of several, it is the one with the shortest name. Metrics of single members of an ensemble, or of the ensemble as a whole, do not count.
 
     Example:
         >>> best_monitor(["val/acc", "val/loss", "member_0/val/loss"])

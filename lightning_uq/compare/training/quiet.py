@@ -1,4 +1,4 @@
-"""How a comparison runs its Trainers: on one thread, without Lightning's remarks on each of them."""
+"""Runs a comparison's Trainers on one thread, and without Lightning's messages about each of them."""
 
 import logging
 import warnings
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch's, as many as there were afterwards."""
+    """A context with one torch thread; the number of threads is restored afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's remarks on devices, workers and loggers, once a training; its other warnings are let through."""
+    """A context without Lightning's messages on devices, workers and loggers in each training; its other warnings are shown."""
     loggers = [
         logging.getLogger(name)
         for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")

@@ -1,4 +1,4 @@
-"""How the predictions of any module are read: its batches, its outputs, and the samples that the time is taken of."""
+"""Reads the predictions of any module: its batches, its outputs, and the samples for timing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,32 +21,32 @@ from lightning_uq.running.logits import LogitReader
 
 
 def logit_reader(reading: Reading) -> LogitReader:
-    """Reads the outputs of a module."""
+    """A reader of a module's outputs."""
     return LogitReader(**reading.arguments, infers_task=False)
 
 
 class ReadPredictions(Callback):
-    """Lets ``trainer.predict`` give this package's predictions of a module that is not of this package, with nothing fitted."""
+    """Makes ``trainer.predict`` return this package's predictions for a foreign module, without any fit."""
 
     def __init__(self, reading: Reading) -> None:
         self.reader = logit_reader(reading)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Predictions are those of this package."""
+        """Replace the module's ``predict_step``."""
         wrap_predict_step(pl_module, self.reader, None)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module has its own ``predict_step`` again."""
+        """Restore the module's own ``predict_step``."""
         unwrap_predict_step(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The module has its own ``predict_step`` again."""
+        """Restore the module's own ``predict_step``."""
         unwrap_predict_step(pl_module)
 
 
 @contextmanager
 def reading_predictions(module: LightningModule, reading: Reading | None) -> Iterator[None]:
-    """Inside, ``predict_step`` gives predictions of this package, as :class:`ReadPredictions` makes them; None leaves it as it is."""
+    """A context in which ``predict_step`` returns predictions of this package, like :class:`ReadPredictions`; None changes nothing."""
     if reading is not None:
         wrap_predict_step(module, logit_reader(reading), None)
     try:
@@ -56,7 +56,7 @@ def reading_predictions(module: LightningModule, reading: Reading | None) -> Ite
 
 
 def target_of(batch: Any, module: LightningModule, reading: Reading | None) -> Tensor | None:
-    """The target of a batch, as the module that predicts it unpacks it."""
+    """The target of a batch, as unpacked by the module that predicts it."""
     if reading is not None:
         return logit_reader(reading).unpack(module, batch)[1]
     unpack = module.unpack_batch if isinstance(module, UncertaintyModule) else batches.unpack_batch
@@ -65,7 +65,7 @@ def target_of(batch: Any, module: LightningModule, reading: Reading | None) -> T
 
 
 class Loader(LightningDataModule):
-    """One loader of a data module, for a prediction with the hooks that the data module has for its batches.
+    """One loader of a data module, for a prediction with the data module's batch hooks.
 
     Args:
         data: The data module.
@@ -76,19 +76,19 @@ class Loader(LightningDataModule):
         super().__init__()
         self.data = data
         self.loader = loader
-        # Lightning asks which hooks are overridden, and one of a data module comes before the module's own.
+        # Lightning checks which hooks are overridden, and a data module's hook takes precedence over the module's own.
         for hook in HOOKS:
             if is_overridden(data, hook):
                 setattr(self, hook, getattr(data, hook))
 
     def predict_dataloader(self) -> Any:
         """The loader."""
-        self.data.trainer = self.trainer  # a hook may ask what runs
+        self.data.trainer = self.trainer  # a hook may use the Trainer's state
         return self.loader
 
 
 def data_for(module: LightningModule, data: LightningDataModule | TaskData) -> Any:
-    """A data module in the tree of Lightning's classes to which the module belongs, so that its Trainer takes it."""
+    """A data module in the class tree of Lightning to which the module belongs, so that its Trainer accepts it."""
     base: Any = in_tree_of(module, LightningDataModule)
     if isinstance(data, base):
         return data
@@ -103,10 +103,10 @@ def data_for(module: LightningModule, data: LightningDataModule | TaskData) -> A
 
 
 def rows_repeated(seen: Sequence[Any], num: int) -> Any:
-    """One batch of ``num`` rows out of batches with tensors [B, ...] in plain containers, repeated from the first row on.
+    """One batch of ``num`` rows from batches with tensors [B, ...] in plain containers, repeated from the first row on.
 
     Raises:
-        TypeError: A batch holds something else.
+        TypeError: A batch contains another type.
 
     Example:
         >>> rows_repeated([(torch.tensor([1, 2]), ["a", "b"]), (torch.tensor([3]), ["c"])], 4)
@@ -128,11 +128,11 @@ def rows_repeated(seen: Sequence[Any], num: int) -> Any:
 
 
 def is_foreign(module: LightningModule) -> bool:
-    """Whether a module is a LightningModule of neither this package nor its subclasses."""
+    """Whether a LightningModule belongs neither to this package nor to a subclass of its modules."""
     return is_instance(module, LightningModule) and not isinstance(module, UncertaintyModule)
 
 
 def logger_for(module: LightningModule) -> Any:
-    """A logger that forgets everything, for modules of the user's own, which may write to it; no logger for others."""
+    """A logger that discards everything, for a user's own module, which may write to it; no logger for other modules."""
     is_own = is_foreign(module) or (isinstance(module, EnsembleModule) and module.members is not None)
     return in_tree_of(module, DummyLogger)() if is_own else False

@@ -1,4 +1,4 @@
-"""The predictions of the test rows in files of their own, one per method and seed, for whoever wants other numbers than the comparison's."""
+"""Saves the predictions of the test rows, one file per method and seed, for computing other numbers."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FOLDER = "predictions"
 """The folder of the predictions in a run's directory."""
 
 INTERVAL = 0.9
-"""Share of a predicted distribution between ``lower`` and ``upper``."""
+"""The share of a predicted distribution between ``lower`` and ``upper``."""
 
 
 def prediction_path(directory: Path, method: str, seed: int) -> Path:
@@ -31,7 +31,7 @@ def prediction_path(directory: Path, method: str, seed: int) -> Path:
 
 
 def columns_of(prediction: Prediction, target: Tensor) -> dict[str, Tensor]:
-    """What a file holds of a batch: the target, and all named results of the prediction, with a central interval where it has one.
+    """The columns of a batch in the file: the target, and all named results of the prediction, with a central interval if it has one.
 
     Args:
         prediction: The prediction of a batch [B], on the CPU.
@@ -45,7 +45,7 @@ def columns_of(prediction: Prediction, target: Tensor) -> dict[str, Tensor]:
     """
     try:
         named = prediction.to_dict(INTERVAL)
-    except InputError:  # it has no such interval: its members are gone, or its quantiles do not reach so far
+    except InputError:  # no such interval: the members were discarded, or the quantiles do not reach it
         named = prediction.to_dict()
     return {"target": target, **named}
 
@@ -53,13 +53,13 @@ def columns_of(prediction: Prediction, target: Tensor) -> dict[str, Tensor]:
 def save_predictions(
     path: Path, row_ids: Tensor, batches: Sequence[dict[str, Tensor]], class_names: Sequence[str] = ()
 ) -> None:
-    """Write predictions, whole or not at all; ``numpy.load`` opens the file.
+    """Write predictions atomically, to a file for ``numpy.load``.
 
     Args:
         path: The file.
         row_ids: Positions of the test rows in the whole data [N]: the array ``index``.
-        batches: Columns [B, ...] by name of each batch.
-        class_names: What the classes 0, 1, ... or the labels are called in the data: the array ``class_names``, if there are any.
+        batches: The columns [B, ...] of each batch, by name.
+        class_names: Names of the classes 0, 1, ... or of the labels in the data: the array ``class_names``, if there are any.
     """
     arrays = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
     # numpy has no bfloat16.

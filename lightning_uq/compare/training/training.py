@@ -1,4 +1,4 @@
-"""One training of the comparison, under Lightning's Trainer like any other."""
+"""One training of the comparison, under Lightning's Trainer."""
 
 import math
 import random
@@ -31,13 +31,13 @@ class Trained:
 
     Attributes:
         module: The trained module.
-        callbacks: The fitted post-training callbacks of each method that reads it.
-        seconds: For each of those methods, the training's time and that of its own callbacks.
-        epochs: Epochs of the training.
-        shared_seconds: The training's time, without that of callbacks.
-        best: The best value of the validation metric by which the epoch is chosen; None where the last weights are kept.
+        callbacks: The fitted post-training callbacks of each method that uses it.
+        seconds: For each of those methods, the time of the training and of its own callbacks.
+        epochs: Number of epochs of the training.
+        shared_seconds: The time of the training without callbacks.
+        best: The best value of the validation metric by which the epoch is chosen; None if the last weights are kept.
         stopped: When and why the training stopped, if its validation metric was not finite.
-        diverged: The methods whose own callbacks could not be fitted, since what the network returns is not finite, and why.
+        diverged: The methods whose own callbacks could not be fitted, because the network's outputs are not finite, and why.
     """
 
     module: LightningModule
@@ -61,18 +61,18 @@ def train(
     *,
     monitor: Monitor | None,
 ) -> Trained:
-    """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
+    """Train once for all methods that use the result. Their post-training callbacks are fitted under the same Trainer.
 
     A module without parameters is not trained.
 
     Args:
-        trainee: The method that is trained.
-        readers: The methods that read the training.
+        trainee: The trained method.
+        readers: The methods that use the training.
         problem: The data of the seed.
         seed: The seed.
-        configuration: Has the recipe.
-        progress: Told of the training and its epochs.
-        devices: Lightning's.
+        configuration: The configuration, with the recipe.
+        progress: Gets the training and its epochs.
+        devices: Lightning's devices.
         monitor: The validation metric that stops the training and whose best epoch is kept; None: the last weights are kept.
     """
     recipe, setting = configuration.recipe.for_task(problem.data.task), problem.setting
@@ -107,7 +107,7 @@ def train(
         total = time.perf_counter() - start
         module.cpu()
         if best:
-            # Written above: of a module of the user's own it holds hyper-parameters of any kind.
+            # Written above, with hyper-parameters of any kind for a user's own module.
             checkpoint = torch.load(best[0].best_model_path, map_location="cpu", weights_only=not is_foreign(module))
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
@@ -125,7 +125,7 @@ def train(
 
 
 def _stopped(trainer: Trainer, monitor: Monitor | None) -> str | None:
-    """When and why a training stopped whose last validation metric is not finite; None of others."""
+    """When and why a training with a non-finite last validation metric stopped; None for other trainings."""
     value = None if monitor is None else trainer.callback_metrics.get(monitor.name)
     if monitor is None or value is None or math.isfinite(value):
         return None
@@ -136,7 +136,7 @@ def _stopped(trainer: Trainer, monitor: Monitor | None) -> str | None:
 def keepers(
     module: LightningModule, monitor: Monitor | None, directory: str, patience: int
 ) -> tuple[list[Callback], list[ModelCheckpoint]]:
-    """What stops a training, and what keeps its best epoch; nothing without a monitor."""
+    """The callbacks that stop a training and keep its best epoch; none without a monitor."""
     if monitor is None:
         return [], []
     stopping, checkpoint = in_tree_of(module, EarlyStopping), in_tree_of(module, ModelCheckpoint)
@@ -147,7 +147,7 @@ def keepers(
 
 
 class _Epochs(Callback):
-    """Tells of every epoch."""
+    """Reports every epoch."""
 
     def __init__(self, progress: Progress, method: str, seed: int) -> None:
         self.progress, self.method, self.seed = progress, method, seed
@@ -158,7 +158,7 @@ class _Epochs(Callback):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every random state set to ``seed``, and put back afterwards."""
+    """A context with every random state set to ``seed``; the states are restored afterwards."""
     with isolate_rng():
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # what a method may use is the global state

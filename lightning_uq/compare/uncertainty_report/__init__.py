@@ -1,1 +1,1 @@
-"""The page of one's own module, at the end of a test under one's own Trainer."""
+"""The page of a user's own module, written at the end of a test under the user's Trainer."""

@@ -1,4 +1,4 @@
-"""The page of one's own module, at the end of a test."""
+"""Writes the page of a user's own module at the end of a test."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -44,35 +44,35 @@ from lightning_uq.tasks import Task, describe
 
 
 class UncertaintyReport(Callback):
-    """Write the page of ``lightning-uq compare`` for one's own module, at the end of a test.
+    """Writes the page of ``lightning-uq compare`` for your own module at the end of a test.
 
     The page says in words how good and how calibrated the predictions are, with intervals over the test rows. It has a table, a reliability diagram or
-    the coverage of intervals, risk and coverage, and, with out-of-distribution loaders, the histogram of a score. The directory then holds
-    ``report.html``, ``results.json``, the figures and ``records/``. ``lightning-uq report DIRECTORY`` makes the page again; in a folder with the
-    directories of several modules that were tested on the same rows, it compares these. The numbers are also logged, as ``report/<key>``, and the
-    figures go to the Trainer's loggers (:func:`~lightning_uq.loggers.log_figure`), as ``test_<figure>``.
+    the coverage of intervals, risk and coverage, and, with out-of-distribution loaders, the histogram of a score. The directory then contains
+    ``report.html``, ``results.json``, the figures and ``records/``. ``lightning-uq report DIRECTORY`` makes the page again. For a folder with the
+    directories of several modules tested on the same rows, it compares the modules. The numbers are also logged as ``report/<key>``, and the
+    figures go to the Trainer's loggers (:func:`~lightning_uq.loggers.log_figure`) as ``test_<figure>``.
 
-    Predictions of this package's modules have all calibrations that they carry. Of any other LightningModule they are read off its outputs, and
-    calibrated by the Trainer's fitted callbacks, such as ``TemperatureScaling``, with ``attach`` or without; the page names these. They cost one more forward pass per batch, in evaluation mode and with an isolated random state, on a copy of the batch. Each sample counts once on any
-    number of ranks; rank 0 writes. Scores of each row are kept, about 100 bytes per row: of at most ``max_rows`` rows, else of a random sample.
-    Where the data have no targets or a task has no scores, no page is written, and one warning says why. Under ``fast_dev_run`` nothing is.
+    Predictions of this package's modules include all calibrations that they carry. For any other LightningModule, predictions are made from its outputs and
+    calibrated by the Trainer's fitted callbacks, such as ``TemperatureScaling``, with ``attach`` or without; the page names these. This costs one more forward pass per batch, in evaluation mode and with an isolated random state, on a copy of the batch. Each sample counts once on any
+    number of ranks, and rank 0 writes. The scores of each row are kept, about 100 bytes per row, for at most ``max_rows`` rows, or else for a random sample.
+    If the data have no targets or a task has no scores, no page is written, and one warning says why. Under ``fast_dev_run``, nothing is written.
 
     Args:
-        directory: Where to write.
-        name: What the module is called on the page. None: the name of its class.
+        directory: The directory of the page.
+        name: Name of the module on the page. None: the name of its class.
         ood: Out-of-distribution loaders by name, or a function that returns them. None: the data module's ``ood_dataloaders()``, if it has any.
-        ood_score: Name of the score that tells out-of-distribution inputs: one of the prediction, or of a callback such as ``FitGMM``. None: that of
-            the Trainer's first callback that provides one, else the module's own ``ood_score``, else the predictive entropy or the task's.
-        predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads, where ``forward`` does not give the outputs.
+        ood_score: Name of the score that detects out-of-distribution inputs: one of the prediction, or of a callback such as ``FitGMM``. None: that of
+            the Trainer's first callback with a score, or else the module's own ``ood_score``, or else the predictive entropy or the task's default.
+        predict_fn: ``predict_fn(model, x)`` returns the input of ``output``, if ``forward`` does not return the outputs.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``.
-        output: What a module that is not ours returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the outputs.
-        task: What the outputs of a module that is not ours mean: a Task or its name. None: one label per input, or what the targets show.
-        in_distribution: Index of the test loader that is reported on.
-        max_rows: The largest number of rows whose scores are kept.
+        output: What an unmodified module returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the outputs.
+        task: What the outputs of an unmodified module mean: a Task or its name. None: one label per input, or the task that the targets imply.
+        in_distribution: Index of the test loader for the page.
+        max_rows: The largest number of rows to keep scores of.
         overwrite: Whether to replace the results of an earlier run in the directory.
 
     Raises:
-        InputError: An argument is out of range, or the directory holds results already or cannot be written to.
+        InputError: An argument is out of range, or the directory already holds results or cannot be written to.
         MissingExtraError: matplotlib or jinja2 is not installed; raised before anything runs.
         UnsupportedError: Under FSDP, DeepSpeed or model parallelism, or with ``test_step(dataloader_iter)``.
 
@@ -139,7 +139,7 @@ class UncertaintyReport(Callback):
     # ------------------------------------------------------------------ hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work before anything runs."""
+        """Reject invalid settings before anything runs."""
         check_strategy(trainer, type(self).__name__)
         if stage != "test" or _is_trial(trainer):
             return
@@ -147,7 +147,7 @@ class UncertaintyReport(Callback):
         jinja_environment()
         if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
             raise UnsupportedError(
-                "UncertaintyReport does not support `test_step(dataloader_iter)`, under which hooks do not know their batch."
+                "UncertaintyReport does not support `test_step(dataloader_iter)`, which hides batches from hooks."
             )
         self._step_input = StepInput()
         with raising_on_all_ranks(trainer):
@@ -155,13 +155,13 @@ class UncertaintyReport(Callback):
                 results = writable_directory(self.directory) / "results.json"
                 if results.exists() and not self.overwrite:
                     raise InputError(
-                        f"`directory` holds results already: {results}. Pass `overwrite=True` to replace them, or another directory."
+                        f"`directory` already holds results: {results}. Pass `overwrite=True` to replace them, or another directory."
                     )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the rows."""
         self._reset()
-        self.read.inferred_task = None  # the test set may be another one
+        self.read.inferred_task = None  # the test set may be a different one
         number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution >= number:
             raise InputError(
@@ -185,7 +185,7 @@ class UncertaintyReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add the batch."""
+        """Add the batch's rows."""
         copied, self._batch = self._batch, None
         if copied is None:
             return
@@ -203,13 +203,13 @@ class UncertaintyReport(Callback):
             self._fail(error, trainer)
 
     def _fail(self, error: Exception, trainer: Trainer) -> None:
-        """Raise an error: where there are several ranks, with the others at the end, since now they would wait for this one."""
+        """Raise an error; with several ranks, raise it on all of them at the end, since the others would wait for this one."""
         if trainer.world_size == 1:
             raise error
         self._error = error
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the out-of-distribution loaders, and write."""
+        """Score the out-of-distribution loaders, and write the page."""
         if _is_trial(trainer):
             return
         raise_on_all_ranks(self._error, trainer)
@@ -222,12 +222,12 @@ class UncertaintyReport(Callback):
         self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Name a test set that held nothing, for which Lightning calls no other hook."""
+        """Report an empty test set, for which Lightning calls no other hook."""
         if stage == "test":
             batches.check_not_empty(trainer, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Forget the rows."""
+        """Reset the rows."""
         self._step_input.drop()
         self._reset()
 
@@ -248,7 +248,7 @@ class UncertaintyReport(Callback):
         task = self.read.task(model)
         scores = task.row_scores(prediction.to("cpu"), target.cpu())
         if not scores:
-            raise InputError(f"{describe(task)} has no `row_scores`, of which the page is made.")
+            raise InputError(f"{describe(task)} has no `row_scores`, which the page needs.")
         scores = {**scores, "ood_score": score.cpu(), "target": _mark(target.cpu())}
         self._num_indices = getattr(prediction, "num_indices", None)
         if bool(keep.any()):
@@ -257,7 +257,7 @@ class UncertaintyReport(Callback):
     def _predict(
         self, trainer: Trainer, model: LightningModule, batch: Any, *, check: bool
     ) -> tuple[Tensor, Prediction, Tensor]:
-        """Outputs, the prediction and the score of a batch."""
+        """The outputs, the prediction and the score of a batch."""
         name = self._score_name(trainer, model)
         with ExitStack() as stack:
             provided = [
@@ -265,7 +265,7 @@ class UncertaintyReport(Callback):
                 for one in _scorers(trainer, model)
                 if name in one.ood_score_names
             ]
-            if self._calibrations is None:  # the callbacks have verified their states at the first batch
+            if self._calibrations is None:  # the callbacks verified their states at the first batch
                 self._calibrations = calibrating_transforms(trainer, model)
             outputs, prediction = predict_batch(
                 self.read, model, batch, trainer, check=check, further=self._calibrations
@@ -283,7 +283,7 @@ class UncertaintyReport(Callback):
 
     @staticmethod
     def _next_positions(trainer: Trainer, rows: KeptRows, size: int) -> Tensor:
-        """Positions [size] of rows that nobody else numbers, rank by rank in turn."""
+        """Unique positions [size] of rows, numbered in turns over the ranks."""
         return (rows.num_seen + torch.arange(size)) * trainer.world_size + trainer.global_rank
 
     # ------------------------------------------------------------------ the end
@@ -307,9 +307,7 @@ class UncertaintyReport(Callback):
                 self._write(trainer, results, record)
                 numbers = {key: value["mean"] for key, value in results["rows"][0].items() if key != "method"}
         for key, value in gather_objects(numbers, trainer)[0].items():
-            if (
-                value is not None
-            ):  # every rank has the same value; `sync_dist` says so to Lightning, which warns without it
+            if value is not None:  # every rank has the same value; `sync_dist` only avoids a warning of Lightning
                 model.log(f"report/{key}", value, batch_size=1, sync_dist=True)
 
     def _outside(self, trainer: Trainer, model: LightningModule) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -333,7 +331,7 @@ class UncertaintyReport(Callback):
         return _checked_loaders(self.ood() if callable(self.ood) else self.ood, "`ood`")
 
     def _write(self, trainer: Trainer, results: Mapping[str, Any], record: Record) -> None:
-        for old in (self.directory / FOLDER).glob("*.npz"):  # of the run that is overwritten
+        for old in (self.directory / FOLDER).glob("*.npz"):  # left by the run that is overwritten
             old.unlink()
         record.save(self.directory)
         records = {record.method: [record]}
@@ -356,7 +354,7 @@ def _scorers(trainer: Trainer, model: LightningModule) -> list[OODScorer]:
 
 
 def _mark(target: Tensor) -> Tensor:
-    """One number [B] per row, which tells whether two runs have tested the same rows."""
+    """One number [B] per row, which shows whether two runs tested the same rows."""
     return target.double().nan_to_num().flatten(1).sum(1) if target.ndim > 1 else target.double().nan_to_num()
 
 
@@ -369,11 +367,11 @@ def _checked_loaders(loaders: Any, name: str) -> dict[str, Any]:
 
 
 def _name_of_data(trainer: Trainer, number: int) -> str:
-    """What the test data are called: the name of the data module, or the class of the data set."""
+    """The name of the test data: that of the data module, or the class of the data set."""
     data = getattr(trainer, "datamodule", None)
     if data is None:
         data = getattr(loader_list(trainer.test_dataloaders)[number], "dataset", None)
-        data = getattr(data, "dataset", data)  # a subset's own
+        data = getattr(data, "dataset", data)  # of a subset
     name = getattr(data, "name", None)
     if isinstance(name, str):
         return name

@@ -1,4 +1,4 @@
-"""Scores of rows, kept while batches pass by: all of them up to a limit, else a random sample."""
+"""Keeps scores of rows while batches pass by: all of them up to a limit, or else a random sample."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from lightning_uq.running.row_sample import RowSample, row_keys
 
 
 class KeptRows:
-    """Scores of at most ``max_rows`` rows. Which ones are kept depends on their positions alone, not on batches or ranks.
+    """Scores of at most ``max_rows`` rows. The choice of rows depends only on their positions, and not on batches or ranks.
 
     Args:
         max_rows: The largest number of rows.
@@ -29,7 +29,7 @@ class KeptRows:
 
     @property
     def num_seen(self) -> int:
-        """Rows that this process has seen."""
+        """The number of rows that this process has seen."""
         return self._sample.num_seen
 
     def add(self, positions: Tensor, scores: Mapping[str, Tensor]) -> None:
@@ -49,8 +49,8 @@ class KeptRows:
         """Positions [N] and scores [N, ...] of the kept rows of all ranks in the order of the positions, and the number of rows seen. A collective.
 
         Args:
-            trainer: Its ranks are gathered; None for this process alone.
-            who: Whose data they are, for the line that tells of a sample.
+            trainer: Its ranks are gathered; None for only this process.
+            who: The owner of the data, for the message about a sample.
         """
         names = first_of_ranks([self._names], trainer)[0] or []
         num_seen = sum(gather_objects(self._sample.num_seen, trainer))

@@ -1,4 +1,4 @@
-"""The results of testing one's own module, in the layout of a comparison's: one row, with intervals over the test rows."""
+"""The results of testing a user's own module, in the layout of a comparison: one row, with intervals over the test rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ _NAMES = {
     "ood_auroc": "an AUROC",
 }
 _HEADLINES = (("accuracy", "nll"), ("accuracy", "iou"), ("rmse", "nll"), ("mae", "interval_score"), ("rmse", "mae"))
-"""Pairs of numbers that say how good predictions are; the first one that a module has begins the verdict."""
+"""Pairs of numbers for the quality of predictions. The first pair that a module has begins the verdict."""
 
 
 def make_own_results(
@@ -38,13 +38,13 @@ def make_own_results(
     """The contents of ``results.json`` for one tested module.
 
     Args:
-        record: Its record.
+        record: The record of the module.
         data: Name of the test data.
-        task: Its task.
-        score: Name of its out-of-distribution score.
-        sizes: Rows seen of the test data (``"test"``) and of each out-of-distribution loader by its name.
-        about: What the module is, in a line.
-        calibrated_by: The callbacks that calibrate its predictions.
+        task: The task of the module.
+        score: Name of the out-of-distribution score.
+        sizes: Numbers of rows of the test data (``"test"``) and of each out-of-distribution loader, by name.
+        about: A description of the module in one line.
+        calibrated_by: Names of the callbacks that calibrate the predictions.
     """
     rows = make_rows({record.method: [record]})
     intervals = {key: {record.method: [*ends]} for key, ends in value_intervals(record).items()}
@@ -83,7 +83,7 @@ def make_own_results(
 def make_own_verdict(
     row: Mapping[str, Any], record: Record, intervals: Mapping[str, Mapping[str, Any]], score: str
 ) -> list[str]:
-    """What the numbers say, in sentences: how good and how calibrated the predictions are, how well they detect, and what that holds for.
+    """The verdict in sentences: how good and how calibrated the predictions are, how well they detect, and for what this holds.
 
     Args:
         row: The row of the results.
@@ -105,7 +105,7 @@ def make_own_verdict(
     sentences += _calibration(record)
     if "ood_auroc" in columns:
         sentences.append(
-            f"By its OOD score ({score_label(score).lower()}), it tells {len(record.outside['ood_score']):,} out-of-distribution rows from the test "
+            f"By its OOD score ({score_label(score).lower()}), it separates {len(record.outside['ood_score']):,} out-of-distribution rows from the test "
             f"rows with {number('ood_auroc')}, where 0.5 is chance and 1 is perfect."
         )
     if sentences:
@@ -118,7 +118,7 @@ def make_own_verdict(
 
 
 def _calibration(record: Record) -> list[str]:
-    """Whether confidences, or intervals, promise what they hold."""
+    """Whether confidences or intervals agree with their coverage."""
     rows = record.rows
     if "confidence" in rows and "correct" in rows:
         lower, upper = mean_interval(rows["confidence"].double() - rows["correct"].double(), bound=1.0)
@@ -126,14 +126,14 @@ def _calibration(record: Record) -> list[str]:
         text = f"On average, its confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy"
         brackets = f"[{_signed(100 * lower)}, {_signed(100 * upper)}]"
         if lower <= 0 <= upper:
-            return [f"{text} {brackets}, which these rows cannot tell from calibrated."]
+            return [f"{text} {brackets}, which is consistent with a calibrated module."]
         return [f"{text} {brackets}: it is {'overconfident' if gap > 0 else 'underconfident'}."]
     if "covered_90" in rows:
         covered = rows["covered_90"][~rows["covered_90"].isnan()]
         lower, upper = mean_interval(covered)
         text = f"Its 90 % intervals hold {100 * float(covered.mean()):.1f} % of the targets [{100 * lower:.1f}, {100 * upper:.1f}]"
         if lower <= 0.9 <= upper:
-            return [f"{text}, which these rows cannot tell from 90 %."]
+            return [f"{text}, which is consistent with 90 %."]
         return [f"{text}: they are too {'narrow' if upper < 0.9 else 'wide'}."]
     return []
 

@@ -1,7 +1,7 @@
 """Networks of DeepMind's ENN in torch, and its Haiku weights for them and for this package's own networks.
 
-Nothing else in the package needs these files. ``loading.py`` reads arrays and puts them into a network, with
-``generated.py`` for hypermodels. The networks have Haiku's initial weights, layers and averages: ``mlp.py``, ``lenet.py``,
+Nothing else in the package needs these files. ``loading.py`` reads arrays and loads them into a network, with
+``generated.py`` for hypermodels. The networks have Haiku's initial weights, layers and moving averages: ``mlp.py``, ``lenet.py``,
 ``vgg.py``, ``resnet.py`` and their ``batch_norm.py``.
 """
 

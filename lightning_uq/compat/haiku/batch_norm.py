@@ -1,4 +1,4 @@
-"""Haiku's batch normalisation, which the backbones of DeepMind's ENN share."""
+"""Haiku's batch normalization, shared by the backbones of DeepMind's ENN."""
 
 import math
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class DebiasedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with Haiku's moving averages, from which the value they started at is divided out.
+    """Batch normalization with Haiku's moving averages, which do not depend on an initial value.
 
-    After t batches the average is sum_i d^(t-i) (1-d) s_i / (1 - d^t) over the batches' statistics s_i, so that it is one of
-    the data from the first batch on. ``nn.BatchNorm2d`` mixes in its initial mean 0 and variance 1: at VGG's d = 0.999, these
-    are still 37 % after 1,000 batches. The variance is that of the batch, divided by n where ``nn.BatchNorm2d`` records n - 1.
+    After t batches the average is sum_i d^(t-i) (1-d) s_i / (1 - d^t) over the batches' statistics s_i, so it is an average of
+    the data from the first batch on. ``nn.BatchNorm2d`` mixes in its initial mean 0 and variance 1: at VGG's d = 0.999, their weight
+    is still 37 % after 1,000 batches. The recorded variance is the batch's, divided by n; ``nn.BatchNorm2d`` divides by n - 1.
 
-    It is an ``nn.BatchNorm2d`` otherwise, with its names; ``momentum`` is 1 - d, and None makes it the plain mean.
+    Otherwise it is an ``nn.BatchNorm2d`` with the same names. ``momentum`` is 1 - d, and None makes the average the plain mean.
 
     Args:
         num_features: Channels C.
         decay: d.
-        scale: Whether there is a learned scale; the offset always is.
+        scale: Whether there is a learned scale. There is always a learned offset.
 
     Source: ``hk.BatchNorm`` and ``hk.ExponentialMovingAverage`` of Haiku 0.0.17.
 
@@ -40,14 +40,14 @@ class DebiasedBatchNorm2d(nn.BatchNorm2d):
             self.register_parameter("weight", None)
 
     def reset_parameters(self) -> None:
-        """Scale 1, offset 0, and no statistics yet."""
+        """Set the scale to 1 and the offset to 0, and clear the statistics."""
         self.reset_running_stats()
         if self.weight is not None:
             nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W], normalised by the batch's statistics in training, by their averages else."""
+        """[B, C, H, W], normalized by the batch's statistics in training, and by the averages otherwise."""
         statistics = (self.running_mean, self.running_var, self.num_batches_tracked)
         return debiased_batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
@@ -63,7 +63,7 @@ def debiased_batch_norm(
     momentum: float | None,
     eps: float,
 ) -> Tensor:
-    """:class:`DebiasedBatchNorm2d` as a function; in ``training`` it moves ``mean``, ``variance`` and ``count``, in place."""
+    """:class:`DebiasedBatchNorm2d` as a function; in ``training``, it updates ``mean``, ``variance`` and ``count`` in place."""
     if not training:
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
     batch_mean, batch_variance = torch.zeros_like(mean), torch.zeros_like(variance)
@@ -71,7 +71,7 @@ def debiased_batch_norm(
     with torch.no_grad():
         count.add_(1)
         batches = count.to(torch.promote_types(mean.dtype, torch.float32))
-        # What is kept of the average, d (1 - d^(t-1)) / (1 - d^t), grows from 0, exactly, to d.
+        # The weight of the old average, d (1 - d^(t-1)) / (1 - d^t), grows from exactly 0 to d.
         if momentum is None:
             kept = (batches - 1) / batches
         else:
@@ -83,5 +83,5 @@ def debiased_batch_norm(
     return output
 
 
-# A tracer would run the update of the averages, which are no stand-ins: it records the call whole.
+# Recorded as one call, since a tracer would otherwise update the real averages.
 torch.fx.wrap("debiased_batch_norm")

@@ -1,4 +1,4 @@
-"""ENN's weights of hypermodels: Haiku flattens the base's weights in an order of its own."""
+"""Loads ENN's weights of hypermodels, whose base weights Haiku flattens in its own order."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from lightning_uq.networks.priors.independent_layers import PriorIndependentLaye
 
 @torch.no_grad()
 def load_hypermodel(network: HypermodelNetwork, arrays: Mapping[str, Tensor]) -> None:
-    """Load a hypermodel of an MLP, in place. Load its prior separately, since ENN holds it outside of the parameters.
+    """Load a hypermodel of an MLP, in place. Load its prior separately, since ENN keeps it outside the parameters.
 
     Raises:
         InputError: An array is missing or left over, or has another shape.
@@ -76,7 +76,7 @@ def _numbered(layer: str, i: int) -> str:
 
 
 def _take(arrays: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    """Take the array whose name ends so out of ``arrays``."""
+    """Remove and return the array whose name ends in ``name``."""
     for full in arrays:
         if f"/{full}".replace("/~/", "/").endswith(f"/{name}"):
             if arrays[full].shape != shape:
@@ -88,14 +88,14 @@ def _take(arrays: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
 
 
 def _haiku_order(names: Sequence[str]) -> list[int]:
-    """Our leaves as Haiku sorts them: by the name of their layer (``linear_10`` is before ``linear_2``), the bias first."""
+    """The indices of this package's leaves in Haiku's order: by layer name (``linear_10`` before ``linear_2``), and the bias first."""
     paths = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     keys = [(f"linear_{paths.index(path)}", leaf) for path, _, leaf in (name.rpartition(".") for name in names)]
     return sorted(range(len(names)), key=keys.__getitem__)  # "bias" is before "weight", as "b" is before "w"
 
 
 def _positions(names: Sequence[str], shapes: Sequence[torch.Size]) -> Tensor:
-    """Where each of our flattened weights stands in Haiku's flat vector [P], whose matrices are [in, out]."""
+    """The position of each of this package's flattened weights in Haiku's flat vector [P], whose matrices are [in, out]."""
     places: dict[int, Tensor] = {}
     start = 0
     for i in _haiku_order(names):

@@ -1,4 +1,4 @@
-"""LeNet-5 as DeepMind's ENN has it: three SAME convolutions with max-pooling, and two linear layers."""
+"""LeNet-5 of DeepMind's ENN: three SAME convolutions with max-pooling, and two linear layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ _CHANNELS = (6, 16, 120)
 class ENNLeNet(nn.Module):
     """LeNet-5 of ENN: 6, 16 and 120 channels of 5x5, each followed by ReLU and 2x2 max-pooling, then 84 features.
 
-    It is not :class:`~lightning_uq.networks.backbones.LeNet`, whose two convolutions are unpadded. Its convolutions and
-    poolings are TensorFlow's SAME, its pixels are flattened channels last, and :func:`~lightning_uq.compat.haiku.load_haiku`
-    takes ENN's parameters: 212,906 for images 1 x 28 x 28.
+    It differs from :class:`~lightning_uq.networks.backbones.LeNet`, which has two unpadded convolutions. The convolutions and
+    poolings are TensorFlow's SAME, and pixels are flattened with channels last. :func:`~lightning_uq.compat.haiku.load_haiku`
+    loads ENN's parameters, 212,906 for images 1 x 28 x 28.
 
     Args:
         num_classes: Classes C.
@@ -51,7 +51,7 @@ class ENNLeNet(nn.Module):
         return logits
 
     def haiku_layers(self) -> dict[tuple[str, ...], nn.Module]:
-        """The layers by what Haiku calls them below the network's own name."""
+        """The layers by their Haiku names below the network's own name."""
         layers: dict[tuple[str, ...], nn.Module] = {
             (f"conv_2d_{i}",): convolution for i, convolution in enumerate(self.convolutions)
         }

@@ -1,4 +1,4 @@
-"""Weights of DeepMind's ENN, under Haiku's names, for this package's networks."""
+"""Loads weights of DeepMind's ENN, named as in Haiku, into this package's networks."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,19 +29,19 @@ _EPINET, _PRIOR = "train_epinet", "prior_epinet"
 
 
 def read_haiku(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The arrays of an ``.npz`` file by name. A file that would have to be unpickled is an error.
+    """The arrays of an ``.npz`` file by name. A file that needs unpickling raises.
 
-    ENN publishes its checkpoints as pickles, which run code when they are read. Convert one in a place where that is safe,
-    by ``numpy.savez(path, **{f"{module}/{name}": array})``.
+    ENN publishes its checkpoints as pickles, which run code when they are read. Convert such a file in a safe environment with
+    ``numpy.savez(path, **{f"{module}/{name}": array})``.
 
     Raises:
-        InputError: The file cannot be read, holds Python objects, or is no ``.npz`` file.
+        InputError: The file cannot be read, holds Python objects, or is not an ``.npz`` file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{str(path)!r} is no .npz file of arrays without Python objects: {error}") from error
+        raise InputError(f"{str(path)!r} is not an .npz file of plain arrays: {error}") from error
 
 
 @runtime_checkable
@@ -49,29 +49,29 @@ class HaikuNamed(Protocol):
     """A network that knows Haiku's names of its layers."""
 
     def haiku_layers(self) -> Mapping[tuple[str, ...], nn.Module]:
-        """Layers by their names below the network's own, without Haiku's ``~``. Each has one name per version of the code."""
+        """Layers by their names below the network's own, without Haiku's ``~``. A layer has one name per version of the code."""
 
 
 def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: int = 0) -> nn.Module:
-    """Load ENN's Haiku parameters into one of our networks, in place.
+    """Load ENN's Haiku parameters into a network of this package, in place.
 
     Names are ``module/path/w`` and ``module/path/b``. Layers are matched in order: Haiku numbers them (``linear``,
-    ``linear_1``, ...) in the order of calls, in which ours are registered. Linear weights [in, out] are transposed, and
+    ``linear_1``, ...) in the order of calls, and this package registers them in that order. Linear weights [in, out] are transposed, and
     convolutions [H, W, in, out] become [out, in, H, W].
 
     - :class:`EpinetNetwork`: ``train_epinet`` and ``prior_epinet`` go to the head, all other arrays to the base.
-    - :class:`Epinet`: ``train_epinet`` and ``prior_epinet``; the latter is ignored where it has no prior.
+    - :class:`Epinet`: ``train_epinet`` and ``prior_epinet``; the latter is ignored if the epinet has no prior.
     - :class:`AdditivePrior`, :class:`ChoicePrior`, :class:`EnsembleNetwork`: every array has an axis of members.
-    - A network around another (with a prior, over atoms, centred or scaled): the parameters go to the inner network. ENN holds
-      priors outside of its parameters: load them by themselves.
-    - :class:`HaikuNamed`, the backbones of ENN: each layer by its name, below any prefix. Batch normalisation takes its
+    - A network around another one (with a prior, over atoms, centered or scaled): the parameters go to the inner network. ENN keeps
+      priors outside the parameters, so load them separately.
+    - :class:`HaikuNamed`, the backbones of ENN: each layer by its name, below any prefix. Batch normalization takes its
       averages, and their counter, from Haiku's state.
     - :class:`HypermodelNetwork` or :class:`BayesByBackpropNetwork` of an MLP, and :class:`PriorIndependentLayers`.
     - Any other network: its linear layers and convolutions.
 
     Args:
         network: The network.
-        params: Arrays by name, or a mapping of mappings as Haiku's own. With batch normalisation, parameters and state:
+        params: Arrays by name, or a mapping of mappings like Haiku's. With batch normalization, pass parameters and state:
             ``{**params, **state}``.
         member_axis: The axis of members: the first in ENN's ``vmap`` ensembles, the last in its einsum ensembles.
 
@@ -79,7 +79,7 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
         ``network`` itself.
 
     Raises:
-        InputError: The numbers of layers or two shapes differ, or a name of a :class:`HaikuNamed` network is missing or left
+        InputError: The number of layers or a shape differs, or a name of a :class:`HaikuNamed` network is missing or left
             over.
 
     Source: google-deepmind/enn at da8ec76.
@@ -101,7 +101,7 @@ def _load(network: nn.Module, arrays: Arrays, member_axis: int) -> None:
 @_load.register
 def _load_epinet_network(network: EpinetNetwork, arrays: Arrays, member_axis: int) -> None:
     if network.epinet is None:
-        raise InputError("The epinet's head is not built yet: call `initialize(x)` of the network with a batch first.")
+        raise InputError("The epinet's head is not built yet. Call `initialize(x)` of the network with a batch first.")
     heads = {name: value for name, value in arrays.items() if name.split("/")[0] in (_EPINET, _PRIOR)}
     _load(network.epinet, heads, member_axis)
     _load(network.base, {name: value for name, value in arrays.items() if name not in heads}, member_axis)
@@ -133,7 +133,7 @@ def _load_sum(network: AdditivePrior, arrays: Arrays, member_axis: int) -> None:
 def _load_ensemble(network: EnsembleNetwork, arrays: Arrays, member_axis: int) -> None:
     loop = network.unstacked()
     _load_members([trained_part(member) for member in loop.members], arrays, member_axis)
-    if loop is not network:  # copies of its members were loaded first, so that an error leaves the weights as they were
+    if loop is not network:  # after loading copies of its members, so that an error leaves the weights unchanged
         network.load_state_dict(loop.state_dict())
 
 
@@ -179,7 +179,7 @@ def _load_layers(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     for name, value in arrays.items():
         path, _, leaf = name.rpartition("/")
         theirs.setdefault(path, {})[leaf] = value
-    # Convolutions come before the linear layers, and each kind in the order of its numbers.
+    # Convolutions come before linear layers, and each kind is in numerical order.
     order = sorted(theirs, key=lambda path: (-theirs[path]["w"].ndim if "w" in theirs[path] else 0, _number(path)))
     if len(order) != len(ours):
         raise InputError(
@@ -211,7 +211,7 @@ def _load_named(network: HaikuNamed, arrays: Mapping[str, Tensor]) -> None:
     unused = [theirs for name, theirs in given.items() if name not in expected]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        raise InputError(f"`params` must hold the arrays of {kind} alone, but it also holds {unused[0]!r}{more}.")
+        raise InputError(f"`params` must hold only the arrays of {kind}, but it also holds {unused[0]!r}{more}.")
     for name, (layer, ours) in expected.items():
         if ours:
             theirs = given[name]
@@ -219,7 +219,7 @@ def _load_named(network: HaikuNamed, arrays: Mapping[str, Tensor]) -> None:
 
 
 def _root(first: tuple[str, ...], given: Mapping[str, str], kind: str) -> str:
-    """The prefix of the layers' names: the names of the network and of the modules around it."""
+    """The prefix of the layers' names: the names of the network and of its enclosing modules."""
     ends = [f"{name}/w" for name in first]
     roots = [n.removesuffix(end) for n in given for end in ends if n == end or n.endswith(f"/{end}")]
     if len(roots) != 1:
@@ -232,7 +232,7 @@ def _root(first: tuple[str, ...], given: Mapping[str, str], kind: str) -> str:
 
 
 def _leaves(layer: nn.Module) -> dict[str, str | None]:
-    """Haiku's names of a layer's arrays, and ours; None for an array that follows from the others."""
+    """The names of a layer's arrays in Haiku and here; None for an array that follows from the others."""
     if not isinstance(layer, nn.BatchNorm2d):
         return {"w": "weight"} if layer.bias is None else {"w": "weight", "b": "bias"}
     return {
@@ -242,7 +242,7 @@ def _leaves(layer: nn.Module) -> dict[str, str | None]:
         "var_ema/average": "running_var",
         "mean_ema/counter": "num_batches_tracked",
         "var_ema/counter": None,
-        "mean_ema/hidden": None,  # the average before it is divided by 1 - decay^counter
+        "mean_ema/hidden": None,  # the average before its division by 1 - decay^counter
         "var_ema/hidden": None,
     }
 
@@ -253,7 +253,7 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
         if value is not target:
             holds = "none" if value is None else "one"
             raise InputError(
-                f"The {ours} of a {type(layer).__name__} and {name!r} do not go together: there is {holds}."
+                f"The {ours} of a {type(layer).__name__} and {name!r} cannot be combined: there is {holds}."
             )
         return
     if isinstance(layer, nn.BatchNorm2d):
@@ -262,7 +262,7 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
         value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
     if value.shape != target.shape:
         raise InputError(
-            f"{name!r} must fit the {ours} {list(target.shape)} of a {type(layer).__name__}, but its shape is "
+            f"{name!r} must match the {ours} {list(target.shape)} of a {type(layer).__name__}, but its shape is "
             f"{list(value.shape)} after its axes are moved."
         )
     with torch.no_grad():
@@ -270,7 +270,7 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
 
 
 def _number(layer: str) -> tuple[list[tuple[str, int]], str]:
-    """Haiku's layers by number: ``linear`` is before ``linear_1``, and that before ``linear_10``."""
+    """A key that sorts Haiku's layers by number: ``linear``, ``linear_1``, ..., ``linear_10``."""
     key = []
     for part in layer.split("/"):
         match = re.fullmatch(r"(.*?)(?:_(\d+))?", part)

@@ -12,7 +12,7 @@ from lightning_uq.networks.priors.convolutions import SameConv2d, pad_same
 _V1_BLOCKS = {18: 2, 32: 5, 44: 7, 56: 9, 110: 18}
 _V2_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
-torch.fx.wrap("pad_same")  # for calls from this file too
+torch.fx.wrap("pad_same")  # also for calls from this file
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> SameConv2d:
@@ -20,7 +20,7 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: 
 
 
 def _linear_from_zero(network: nn.Module, in_features: int, num_classes: int) -> nn.Linear:
-    """Draw the weights of ``network`` as Haiku does, and give its last layer, all zeros."""
+    """Draw the weights of ``network`` as in Haiku, and return its last layer with zero weights."""
     truncated_normal_init_(network)
     layer = nn.Linear(in_features, num_classes)
     nn.init.zeros_(layer.weight)
@@ -29,7 +29,7 @@ def _linear_from_zero(network: nn.Module, in_features: int, num_classes: int) ->
 
 
 class ENNBlockV1(nn.Module):
-    """Two 3x3 convolutions, and a shortcut without weights: at stride 2 every second pixel, with zeros around its channels."""
+    """Two 3x3 convolutions and a shortcut without weights, which at stride 2 takes every second pixel and pads channels with zeros."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ENNBlockV1(nn.Module):
         self.conv1 = _convolution(out_channels, out_channels, 3)
         self.bn1 = DebiasedBatchNorm2d(out_channels)
         self.stride = stride
-        self.added_channels = (out_channels - in_channels) // 2  # on either side
+        self.added_channels = (out_channels - in_channels) // 2  # on each side
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, out_channels, ceil(H / stride), ceil(W / stride)]."""
@@ -49,12 +49,12 @@ class ENNBlockV1(nn.Module):
         return F.relu(branch + shortcut)
 
     def haiku_layers(self) -> dict[tuple[str, ...], nn.Module]:
-        """The layers by what Haiku calls them below the block's own name."""
+        """The layers by their Haiku names below the block's own name."""
         return {("conv0",): self.conv0, ("batchnorm_0",): self.bn0, ("conv1",): self.conv1, ("batchnorm_1",): self.bn1}
 
 
 class ENNBlockV2(nn.Module):
-    """A bottleneck with normalisation and ReLU before each convolution; the first of a group projects its shortcut."""
+    """A bottleneck with normalization and ReLU before each convolution. The first one of a group projects its shortcut."""
 
     conv_shortcut: nn.Module | None
 
@@ -79,7 +79,7 @@ class ENNBlockV2(nn.Module):
         return out
 
     def haiku_layers(self) -> dict[tuple[str, ...], nn.Module]:
-        """The layers by what Haiku calls them below the block's own name, in ENN and in ``hk.nets``."""
+        """The layers by their names below the block's own name, in ENN and in ``hk.nets``."""
         layers: dict[tuple[str, ...], nn.Module] = {}
         convolutions, norms = (self.conv0, self.conv1, self.conv2), (self.bn0, self.bn1, self.bn2)
         for i, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True)):
@@ -92,17 +92,17 @@ class ENNBlockV2(nn.Module):
 class ENNResNetV1(nn.Module):
     """ResNet of ENN for small images: three groups of 16, 32 and 64 channels, and a last layer that starts at zero.
 
-    The thin residual network that He et al. trained on CIFAR-10, with their shortcut without weights; it is not
-    :func:`~lightning_uq.networks.backbones.resnet110`. The features are 64-dimensional: the mean over pixels.
-    :func:`~lightning_uq.compat.haiku.load_haiku` takes ENN's parameters and state.
+    This is the thin residual network of He et al. for CIFAR-10, with their shortcut without weights. It differs from
+    :func:`~lightning_uq.networks.backbones.resnet110`. The 64-dimensional features are the mean over pixels.
+    :func:`~lightning_uq.compat.haiku.load_haiku` loads ENN's parameters and state.
 
     Args:
         num_classes: Classes C.
         in_channels: Channels of the input.
-        depth: 18, 32, 44, 56 or 110, with 2, 5, 7, 9 or 18 blocks a group: 6 n + 2 layers, but for "18", which ENN calls so.
+        depth: 18, 32, 44, 56 or 110, with n = 2, 5, 7, 9 or 18 blocks per group. It has 6 n + 2 layers, except for "18", ENN's name for n = 2.
 
     Raises:
-        InputError: Another depth.
+        InputError: The depth is not one of these.
 
     Source: ``enn.networks.resnet.lib`` (google-deepmind/enn at da8ec76); He et al., CVPR 2016 (arXiv 1512.03385), section
     4.2.
@@ -134,7 +134,7 @@ class ENNResNetV1(nn.Module):
         return logits
 
     def haiku_layers(self) -> dict[tuple[str, ...], nn.Module]:
-        """The layers by what Haiku calls them below the network's own name."""
+        """The layers by their Haiku names below the network's own name."""
         layers: dict[tuple[str, ...], nn.Module] = {
             ("initial_conv",): self.initial_conv,
             ("initial_batchnorm",): self.initial_bn,
@@ -146,11 +146,11 @@ class ENNResNetV1(nn.Module):
 
 
 class ENNResNetV2(nn.Module):
-    """ResNet of ENN for large images, in Haiku's form: bottlenecks with normalisation first, a last layer that starts at zero.
+    """ResNet of ENN for large images, as in Haiku: bottlenecks with normalization first, and a last layer that starts at zero.
 
-    A 7x7 convolution and 3x3 max-pooling, both of stride 2 and TensorFlow's SAME (which pads otherwise than torchvision
-    does), four groups of 256, 512, 1024 and 2048 channels, and the mean over pixels as features.
-    :func:`~lightning_uq.compat.haiku.load_haiku` takes the parameters and the state of ENN's network, and those of
+    It has a 7x7 convolution and 3x3 max-pooling, both with stride 2 and TensorFlow's SAME (whose padding differs from
+    torchvision's), four groups of 256, 512, 1024 and 2048 channels, and the mean over pixels as features.
+    :func:`~lightning_uq.compat.haiku.load_haiku` loads the parameters and the state of ENN's network, and those of
     ``hk.nets.ResNet50`` (101, 152, 200) with ``resnet_v2=True``.
 
     Args:
@@ -159,7 +159,7 @@ class ENNResNetV2(nn.Module):
         depth: 50, 101, 152 or 200.
 
     Raises:
-        InputError: Another depth.
+        InputError: The depth is not one of these.
 
     Source: ``enn.networks.resnet.lib`` (google-deepmind/enn at da8ec76) and ``haiku.nets.ResNet``; He et al., "Identity
     mappings in deep residual networks", ECCV 2016 (arXiv 1603.05027).
@@ -193,7 +193,7 @@ class ENNResNetV2(nn.Module):
         return logits
 
     def haiku_layers(self) -> dict[tuple[str, ...], nn.Module]:
-        """The layers by what Haiku calls them below the network's own name, in ENN and in ``hk.nets``."""
+        """The layers by their names below the network's own name, in ENN and in ``hk.nets``."""
         layers: dict[tuple[str, ...], nn.Module] = {("initial_conv",): self.initial_conv}
         places = [(group, i) for group, number in enumerate(self.blocks_per_group) for i in range(number)]
         for number, (block, (group, i)) in enumerate(zip(self.blocks, places, strict=True)):

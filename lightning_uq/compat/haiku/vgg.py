@@ -1,4 +1,4 @@
-"""VGG as DeepMind's ENN has it: strides in place of max-pooling, and the mean over pixels before one linear layer."""
+"""VGG of DeepMind's ENN: strides instead of max-pooling, and the mean over pixels before one linear layer."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ _STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
 class ENNVGG(nn.Module):
     """VGG of ENN: eleven 3x3 convolutions of 64 to 512 channels, three of them strided, and the mean over pixels.
 
-    It is not :class:`~lightning_uq.networks.backbones.VGG16`. Each SAME convolution has a bias and is followed by batch
-    normalisation with an offset alone, and a ReLU; images may have any size.
-    :func:`~lightning_uq.compat.haiku.load_haiku` takes ENN's parameters and state: 7,790,794 parameters at the defaults.
+    It differs from :class:`~lightning_uq.networks.backbones.VGG16`. Each SAME convolution has a bias and is followed by batch
+    normalization with only an offset, and a ReLU. Images may have any size.
+    :func:`~lightning_uq.compat.haiku.load_haiku` loads ENN's parameters and state, 7,790,794 parameters with the default arguments.
 
     Args:
         num_classes: Classes C.
@@ -48,7 +48,7 @@ class ENNVGG(nn.Module):
         return logits
 
     def haiku_layers(self) -> dict[tuple[str, ...], nn.Module]:
-        """The layers by what Haiku calls them below the network's own name."""
+        """The layers by their Haiku names below the network's own name."""
         layers: dict[tuple[str, ...], nn.Module] = {}
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             layers |= {(f"conv_2d_{i}",): convolution, (f"batchnorm_{i}",): norm}

@@ -1,6 +1,6 @@
-"""Image networks of the DDU experiments, for inputs of about 32x32, small networks for quick comparisons, and all of them by name.
+"""Image networks of the DDU experiments for inputs of about 32x32, small networks for quick comparisons, and access to both by name.
 
-DeepMind's ENN has backbones of its own, which load its parameters: they are in :mod:`lightning_uq.compat.haiku`. Those here are
+The backbones of DeepMind's ENN, which load its parameters, are in :mod:`lightning_uq.compat.haiku`. The backbones here are
 DDU's. ``modified`` selects its changes to activations and shortcuts, and
 :func:`~lightning_uq.networks.spectral_norm.spectral_normalize` bounds their layers. DDU's experiments leave the last layer
 unbounded: ``fc`` of the ResNets, ``linear`` of ``WideResNet``, ``classifier`` of ``VGG16``, ``last`` of ``FCResNet``.

@@ -1,4 +1,4 @@
-"""Backbones by name: those of this package, timm's, and a user's own factory."""
+"""Backbones by name: this package's, timm's, and those of a user's own factory."""
 
 import functools
 import importlib
@@ -29,9 +29,9 @@ class Backbone:
     """One of this package's networks.
 
     Attributes:
-        make: Builds it from the number of outputs, the shape of an input, and the dropout rate.
-        inputs: The inputs that it takes.
-        has_dropout: Whether it has dropout layers.
+        make: Builds the network from the number of outputs, the shape of an input, and the dropout rate.
+        inputs: The accepted inputs.
+        has_dropout: Whether the network has dropout layers.
     """
 
     make: Callable[[int, Shape, float], nn.Module]
@@ -64,23 +64,23 @@ BACKBONES: dict[str, Backbone] = {
         lambda num, shape, dropout: UNet(num, in_channels=shape[0], dropout=dropout), "image", has_dropout=True
     ),
 }
-"""This package's networks by name. ``unet`` gives one output per position of a map, the others one per input."""
+"""This package's networks by name. ``unet`` returns one output per position of a map, and the others return one per input."""
 
 
 def backbone(name: str, input_shape: Shape) -> Callable[..., nn.Module]:
-    """A factory of networks, ``make(num_outputs, dropout=0.0)``, that can be pickled and that a checkpoint remembers.
+    """A factory of networks, ``make(num_outputs, dropout=0.0)``, that can be pickled and stored in a checkpoint.
 
-    ``functools.partial(make, num_outputs=10)`` is a factory without arguments, as an ensemble takes it.
+    ``functools.partial(make, num_outputs=10)`` is a factory without arguments, for instance for an ensemble.
 
     Args:
         name: A name in :data:`BACKBONES`; ``"timm:NAME"``; or ``"package.module:factory"``, a function or class of your own. It is
-            called with those of ``num_outputs``, ``num_classes``, ``out_features``, ``input_shape``, ``in_features``,
-            ``in_channels`` and ``dropout`` that it takes. Its output is checked on an input of zeros.
+            called with those arguments that it takes among ``num_outputs``, ``num_classes``, ``out_features``, ``input_shape``,
+            ``in_features``, ``in_channels`` and ``dropout``. Its output is checked on an input of zeros.
         input_shape: Shape of one input, without the batch axis.
 
     Raises:
-        InputError: There is no such backbone, or it does not take such inputs. From the call on: the network has another number of
-            outputs, or no dropout layers where ``dropout`` is above 0.
+        InputError: The backbone does not exist, or does not accept such inputs. When the factory is called: the network has another number of
+            outputs, or no dropout layers although ``dropout`` is above 0.
         MissingExtraError: timm is not installed.
 
     Example:
@@ -123,20 +123,20 @@ def build_backbone(num_outputs: int, *, name: str, input_shape: Shape, dropout: 
     if dropout and not found.has_dropout:
         able = ", ".join(other for other, one in BACKBONES.items() if one.has_dropout)
         raise InputError(
-            f"`network` {name} has no dropout layers, so `dropout` must be 0, but it is {dropout}. These have: {able}."
+            f"`network` {name} has no dropout layers, so `dropout` must be 0, but it is {dropout}. Networks with dropout layers are {able}."
         )
     return found.make(num_outputs, input_shape, dropout)
 
 
 def default_backbone(task: str, input_shape: Shape) -> str:
-    """Name of the backbone that fits a task and its inputs: ``mlp``, ``cnn`` for images, ``unet`` for maps.
+    """The name of the backbone for a task and its inputs: ``mlp``, ``cnn`` for images, ``unet`` for maps.
 
     Args:
         task: Name of the task.
         input_shape: Shape of one input, without the batch axis.
 
     Raises:
-        InputError: A segmentation of inputs that are no images.
+        InputError: The task is a segmentation, but the inputs are not images.
 
     Example:
         >>> default_backbone("regression", (8,)), default_backbone("segmentation", (3, 32, 32))
@@ -157,7 +157,7 @@ def _check_inputs(name: str, inputs: str, shape: Shape) -> None:
     }[inputs]
     if not fits:
         wanted = {"flat": "[d]", "image": "[C, H, W]", "square image": "[C, H, H]"}[inputs]
-        raise InputError(f"`network` {name} takes inputs {wanted}, but the data have inputs {list(shape)}.")
+        raise InputError(f"`network` {name} needs inputs {wanted}, but the data have inputs {list(shape)}.")
 
 
 def _import_timm(name: str) -> Any:

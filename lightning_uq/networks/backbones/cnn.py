@@ -11,7 +11,7 @@ class CNN(nn.Sequential):
     """Stages of a 3x3 convolution, GroupNorm, ReLU and max-pooling, then the mean over positions and a linear layer.
 
     Outputs are [B, C] for images [B, in_channels, H, W].
-    GroupNorm knows no batch statistics, so that members can be stacked and single rows be trained on.
+    GroupNorm has no batch statistics, so members can be stacked, and batches of one row can be trained on.
 
     Args:
         num_classes: Outputs C.
@@ -20,7 +20,7 @@ class CNN(nn.Sequential):
         dropout: Probability of a zero after each stage.
 
     Raises:
-        InputError: A size below 1.
+        InputError: A size is below 1.
 
     Source: Wu & He, "Group normalization", ECCV 2018 (arXiv 1803.08494).
 

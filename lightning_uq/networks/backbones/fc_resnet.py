@@ -13,7 +13,7 @@ class FCResNet(nn.Module):
     """``depth`` residual blocks x <- x + dropout(activation(W x + b)) between two linear layers.
 
     With a bound below 1, every residual block is invertible, and the features preserve distances between inputs. The
-    two-moons experiment of DDU has ``spectral_normalize(network, coefficient=0.65, n_power_iterations=5,
+    two-moons experiment of DDU uses ``spectral_normalize(network, coefficient=0.65, n_power_iterations=5,
     exclude=["last"])``.
 
     Args:

@@ -11,7 +11,7 @@ from lightning_uq.errors import InputError
 
 
 class AvgPoolShortcut(nn.Module):
-    """A shortcut without weights: average pooling, then channels of zeros behind those of the input.
+    """A shortcut without weights: average pooling, followed by channels of zeros after those of the input.
 
     The average over s x s pixels preserves distances better than a strided 1x1 convolution. At an odd height, every s-th
     pixel is used without averaging.
@@ -46,7 +46,7 @@ def make_activation(modified: bool) -> nn.Module:
 
 
 class _Block(nn.Module, ABC):
-    """The sum of a residual branch and a shortcut, before the last activation; subclasses have the branch."""
+    """The sum of a residual branch and a shortcut, before the last activation. Subclasses define the branch."""
 
     expansion: ClassVar[int]
 
@@ -65,7 +65,7 @@ class _Block(nn.Module, ABC):
 
     @abstractmethod
     def _make_branch(self, in_channels: int, channels: int, stride: int) -> None:
-        """Make the layers of the residual branch."""
+        """Create the layers of the residual branch."""
 
 
 class BasicBlock(_Block):
@@ -88,7 +88,7 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """A 1x1 convolution, a 3x3 one with the stride, and a 1x1 one to four times the channels."""
+    """A 1x1 convolution, a 3x3 convolution with the stride, and a 1x1 convolution to four times the channels."""
 
     expansion = 4
 

@@ -13,14 +13,14 @@ class UNet(nn.Module):
     Every level has two 3x3 convolutions with GroupNorm and ReLU. Height and width may be any numbers.
 
     Args:
-        num_classes: Outputs C of each position.
+        num_classes: Outputs C per position.
         in_channels: Channels of the input.
         width: Channels of the first level, a multiple of 8; each level below has twice as many.
         depth: Levels below the first one.
         dropout: Probability of a zero after each level.
 
     Raises:
-        InputError: A size below 1.
+        InputError: A size is below 1.
 
     Source: Ronneberger et al., MICCAI 2015 (arXiv 1505.04597), smaller, and with padding.
 

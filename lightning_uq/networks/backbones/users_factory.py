@@ -1,4 +1,4 @@
-"""Networks of a user's own function or class, called with the sizes that it asks for."""
+"""Networks from a user's own function or class, called with the sizes that it takes."""
 
 import inspect
 import math
@@ -19,7 +19,7 @@ def import_users_factory(name: str) -> Callable[..., Any]:
     """The function or class of ``package.module:factory``.
 
     Raises:
-        InputError: Nothing that can be called has this path.
+        InputError: There is no callable object at this path.
     """
     found: Callable[..., Any] = import_object(name, "network")
     return found
@@ -35,15 +35,15 @@ def build_users_network(num_outputs: int, name: str, input_shape: Sequence[int],
         dropout: Dropout rate, passed under the first of :data:`DROPOUT_NAMES` that the factory takes.
 
     Raises:
-        InputError: The factory needs other arguments or returns no network; the network has another number of outputs, or no
-            dropout layers where ``dropout`` is above 0.
+        InputError: The factory needs other arguments or does not return a network; the network has another number of outputs, or no
+            dropout layers although ``dropout`` is above 0.
     """
     factory = import_users_factory(name)
     try:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(factory).parameters
-    except ValueError:  # written in C
+    except ValueError:  # without a signature, since it is written in C
         parameters = {}
-    # Factories of torchvision hand `num_classes` on as a further argument.
+    # Factories of torchvision pass `num_classes` on as a keyword argument.
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     outputs = [one for one in OUTPUT_NAMES if one in parameters] or ["num_classes"] * takes_any
     rates = [one for one in DROPOUT_NAMES if one in parameters]
@@ -63,8 +63,8 @@ def build_users_network(num_outputs: int, name: str, input_shape: Sequence[int],
     ]
     if needed:
         raise InputError(
-            f"`network` {name} is called with those of {', '.join((*OUTPUT_NAMES, *sizes, 'dropout'))} that it takes, but it needs "
-            f"{', '.join(needed)} too. Give these defaults."
+            f"`network` {name} is called with the arguments that it takes among {', '.join((*OUTPUT_NAMES, *sizes, 'dropout'))}, but it also needs "
+            f"{', '.join(needed)}. Give these arguments default values."
         )
     network = factory(**arguments)
     if not isinstance(network, nn.Module):
@@ -79,7 +79,7 @@ def build_users_network(num_outputs: int, name: str, input_shape: Sequence[int],
 
 
 def check_output(network: nn.Module, name: str, num_outputs: int, input_shape: Sequence[int]) -> None:
-    """Run the network on one input of zeros, in eval mode, and compare the number of its outputs.
+    """Run the network on one input of zeros, in eval mode, and check the number of its outputs.
 
     Raises:
         InputError: The network fails on such an input, or returns something else.
@@ -102,5 +102,5 @@ def check_output(network: nn.Module, name: str, num_outputs: int, input_shape: S
     if outputs.shape[1:2] != (num_outputs,) and not (num_outputs == 1 and outputs.shape == (1,)):
         raise InputError(
             f"`network` {name} must have {num_outputs} outputs, but for one input of zeros {[1, *input_shape]} it returned shape "
-            f"{list(outputs.shape)}. Let it take `num_outputs`, `num_classes` or `out_features`."
+            f"{list(outputs.shape)}. Give it an argument `num_outputs`, `num_classes` or `out_features`."
         )

@@ -11,7 +11,7 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16(nn.Module):
     """Thirteen 3x3 convolutions with BatchNorm in five stages, and one linear layer: 14.72 M parameters.
 
-    Max-pooling follows each stage; after the last, one pixel of 512 features is left. 28x28 inputs skip the first pooling.
+    Max-pooling follows each stage, and after the last one, one pixel with 512 features is left. 28x28 inputs skip the first pooling.
 
     Args:
         num_classes: Classes C.

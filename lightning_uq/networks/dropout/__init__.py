@@ -1,4 +1,4 @@
-"""MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
+"""MC-dropout as an epistemic network: the index is a seed, which determines the masks."""
 
 from lightning_uq.networks.dropout.network import DropoutNetwork, Mask
 

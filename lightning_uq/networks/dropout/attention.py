@@ -1,4 +1,4 @@
-"""Scaled dot-product attention whose weights can be dropped by given masks."""
+"""Scaled dot-product attention with given dropout masks for its weights."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def attend(
         key: [..., S, E].
         value: [..., S, V].
         mask: Added to the scores; of booleans, False removes an entry.
-        is_causal: Whether position i sees the positions up to i alone.
+        is_causal: Whether position i attends only to the positions up to i.
         drop: Drops entries of the weights [..., L, S].
         scale: None for 1 / sqrt(E).
         enable_gqa: Whether several query heads share a key head.

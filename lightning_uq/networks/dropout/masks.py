@@ -1,4 +1,4 @@
-"""Masks that are a function of a seed, of a call's number and of an entry's place."""
+"""Masks that are a function of a seed, the number of a call, and the position of an entry."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _MASK = 0xFFFFFFFF
 
 
 def keep_mask(index: Tensor, call: int, shape: Sequence[int], rate: float) -> Tensor:
-    """Which entries a dropout keeps: True with probability 1 - ``rate``, [Z, *shape].
+    """The mask of the entries that a dropout keeps: True with probability 1 - ``rate``, [Z, *shape].
 
     Args:
         index: Seeds [Z].
@@ -22,7 +22,7 @@ def keep_mask(index: Tensor, call: int, shape: Sequence[int], rate: float) -> Te
         >>> keep_mask(torch.tensor([1, 2, 1]), 0, [4], 0.5)[0].equal(keep_mask(torch.tensor([1]), 0, [4], 0.5)[0])
         True
     """
-    # Not a `torch.Size`, which would make the batch's size a constant of an exported graph.
+    # Not a `torch.Size`, which would make the batch size a constant of an exported graph.
     entries = torch.arange(math.prod(shape), device=index.device).reshape(*shape)
     keys = _hash(_hash(index) ^ (call + 1)).reshape(-1, *[1] * len(shape))
     return _hash(_hash(entries) ^ keys) >= round(rate * 2**32)

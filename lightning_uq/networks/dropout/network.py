@@ -1,4 +1,4 @@
-"""MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
+"""MC-dropout as an epistemic network: the index is a seed, which determines the masks."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -22,35 +22,35 @@ from lightning_uq.networks.output import Output
 Mask = Literal["shared", "per_example"]
 
 _CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_MAX_NUMBERS = 1 << 22  # of the inputs of one pass in evaluation: images are large
+_MAX_NUMBERS = 1 << 22  # in the inputs of one pass in evaluation, since images are large
 
 
 class DropoutNetwork(EpistemicNetwork):
-    """f(x, z) of any network with dropout: the index z is a seed, from which every mask follows.
+    """f(x, z) for any network with dropout, where the index z is a seed that determines every mask.
 
-    The same index gives the same masks, in training and in evaluation, on any device. Kept entries are divided by the
-    probability of keeping, as usual. Masks are drawn for
+    The same index gives the same masks in training and evaluation and on any device. Kept entries are divided by the
+    probability of keeping, as usual. The masks apply to
 
     - ``nn.Dropout`` layers, and ``Dropout1d`` to ``3d``;
-    - ``F.dropout`` and its relatives, whatever their argument ``training``;
+    - ``F.dropout`` and its variants, for any value of their argument ``training``;
     - the weights of ``nn.MultiheadAttention`` and of ``F.scaled_dot_product_attention``.
 
-    Function calls with a rate of 0 in evaluation alone take the rate that they have in training.
+    Function calls whose rate is 0 only in evaluation use their rate in training.
 
-    At its first batch the network looks at its dropouts. If all have the batch in axis 0, all indices run in one call. Layers before
-    the first dropout then run once for all indices in evaluation, if the network's graph shows that nothing bypasses it. If one has it elsewhere (time-major recurrent networks and transformers) or not at all (a table of positions), one index runs
-    at a time. With shared masks a row alone equals the row in a batch of any size. The dropout inside ``nn.LSTM`` and its
-    relatives, stochastic depth and layers that are never called are not among the hypotheses: a warning names them.
+    The network examines its dropouts at the first batch. If all have the batch in axis 0, all indices run in one call. In evaluation, layers before
+    the first dropout then run once for all indices, if the network's graph shows that nothing bypasses it. If a dropout has the batch in another axis (time-major recurrent networks and transformers) or no batch (a table of positions), one index runs
+    at a time. With shared masks, a row alone gives the same output as in a batch of any size. The dropout inside ``nn.LSTM`` and its
+    variants, stochastic depth, and layers that are never called do not depend on the index; a warning names them.
 
     Args:
-        network: A network with dropout, which this network then drives, in place.
+        network: A network with dropout, which is modified in place.
         mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
-            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
+            require. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
         output: What ``network`` returns.
 
     Raises:
-        InputError: The network has no dropout: at once if it is made of torch's own layers, else at the first batch.
-        UnsupportedError: It has an alpha dropout layer, or a dropout that mixes rows and positions in one axis.
+        InputError: The network has no dropout. It is raised at once if the network consists of torch's own layers, and otherwise at the first batch.
+        UnsupportedError: The network has an alpha dropout layer, or a dropout that mixes rows and positions in one axis.
 
     Source: Gal & Ghahramani, ICML 2016 (arXiv 1506.02142); one mask per index: ``enn.networks.dropout``.
 
@@ -83,26 +83,26 @@ class DropoutNetwork(EpistemicNetwork):
 
     @property
     def is_shared(self) -> bool:
-        """Whether all rows of a batch have one mask."""
+        """Whether all rows of a batch share one mask."""
         return self.mask == "shared"
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] for the seeds ``index`` [Z]."""
         if index.ndim != 1 or index.is_floating_point():
             raise InputError(f"`index` must be seeds, integers [Z], but it is {describe(index)}.")
         if isinstance(x, Mapping):
-            x = dict(x)  # of a class of its own, as a tokenizer gives, it is no nest to torch
+            x = dict(x)  # torch does not look into special classes of mappings, such as a tokenizer's
         if self._plan is None and not torch.compiler.is_compiling():
             self._plan = make_plan(self, x)
         return self.run_all(x, index, self._plan or Plan())
 
     def feature_networks(self) -> list[nn.Module]:
-        """The network, whose features are those without masks."""
+        """The network, whose features are computed without masks."""
         return [self.network]
 
     @property
     def shows_features(self) -> bool:
-        """False: the features under masks depend on the index."""
+        """False, since the features under masks depend on the index."""
         return False
 
     def layers(self) -> list[tuple[str, _DropoutNd]]:
@@ -110,13 +110,13 @@ class DropoutNetwork(EpistemicNetwork):
         return [(name, layer) for name, layer in self.network.named_modules() if isinstance(layer, _DropoutNd)]
 
     def mask_of(self, index: Tensor, layer: int, shape: Sequence[int], rate: float) -> Tensor:
-        """Which entries the dropout that is called as number ``layer`` keeps: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`."""
+        """The mask of the ``layer``-th dropout call: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`."""
         return keep_mask(index, layer, shape, rate)
 
     # ------------------------------------------------------------------ passes
 
     def run_all(self, x: Any, index: Tensor, plan: Plan, *, rate: float | None = None) -> Tensor:
-        """Outputs [Z, B, ...] of all indices, in as few passes as the plan and the memory allow."""
+        """Outputs [Z, B, ...] for all indices, in as few passes as the plan and the memory allow."""
         if plan.one_at_a_time:
             return self._in_passes(x, index, plan, 1, rate)
         if self.training or torch.compiler.is_compiling():
@@ -124,7 +124,7 @@ class DropoutNetwork(EpistemicNetwork):
         if not (plan.shares_trunk and self.is_shared):
             numbers = sum(leaf.numel() for leaf in tree_leaves(x) if isinstance(leaf, Tensor))
             return self._in_passes(x, index, plan, indices_at_once(x, numbers, _MAX_NUMBERS), rate)
-        # All indices of some rows at a time, so that no row passes the trunk twice.
+        # All indices for some rows at a time, so that no row passes through the trunk twice.
         most = max(1, min(most_rows(x), _MAX_NUMBERS // plan.row_size))
         size = max(1, most // max(1, len(index)))
         parts = [_rows(x, start, start + size) for start in range(0, num_rows(x), size)]
@@ -135,7 +135,7 @@ class DropoutNetwork(EpistemicNetwork):
         return in_chunks(lambda part: self.run(x, part, plan, rate=rate)[0], index, size)
 
     def run(self, x: Any, index: Tensor, plan: Plan, *, rate: float | None = None) -> tuple[Tensor, DropoutPass]:
-        """Outputs [Z, B, ...] of one pass, and what its dropouts did."""
+        """Outputs [Z, B, ...] of one pass, and the record of its dropouts."""
         late = plan.shares_trunk and not self.training
         if not late:
             x = tree_map_only(Tensor, lambda t: t.repeat(len(index), *[1] * (t.ndim - 1)) if t.ndim else t, x)
@@ -150,7 +150,7 @@ class DropoutNetwork(EpistemicNetwork):
         )
         switched = [m for m in self.network.modules() if isinstance(m, _DropoutNd) and m.training]
         try:
-            for module in switched:  # its own mask would be drawn for nothing
+            for module in switched:  # its own mask would be drawn needlessly
                 module.training = False
             with active if plan.sees_functions else nullcontext():
                 raw = self.read_output.raw(self.network, x)
@@ -163,7 +163,7 @@ class DropoutNetwork(EpistemicNetwork):
 
 
 class _Enter:
-    """A hook before a dropout layer: the function that it calls is not a dropout of its own."""
+    """A hook before a dropout layer, which marks its inner function call as part of the layer."""
 
     def __init__(self, network: DropoutNetwork) -> None:
         self.network = network
@@ -174,7 +174,7 @@ class _Enter:
 
 
 class _Mask:
-    """A hook behind a dropout layer, which is copied with the network that it hangs on."""
+    """A hook after a dropout layer, which is copied together with its network."""
 
     def __init__(self, network: DropoutNetwork) -> None:
         self.network = network
@@ -192,6 +192,6 @@ def _rows(x: Any, start: int, end: int) -> Any:
 
 
 def _is_of_torch(module: nn.Module) -> bool:
-    """Whether a module's forward is torch's own, in which there is no dropout but in layers that are known."""
+    """Whether a module's forward is torch's own, which has dropout only in known layers."""
     known = type(module).__module__.startswith("torch.nn.")
     return known and not isinstance(module, nn.MultiheadAttention) and not hasattr(module, "dropout_p")

@@ -1,4 +1,4 @@
-"""One pass through a network under seeds: what each of its dropouts does."""
+"""One pass through a network with seeds: the action of each of its dropouts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _ALPHA = (F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.f
 
 
 class Dropped(NamedTuple):
-    """A call of a dropout, as it was recorded.
+    """A recorded call of a dropout.
 
     Attributes:
         shape: The input's shape.
@@ -31,19 +31,19 @@ class Dropped(NamedTuple):
 
 
 class DropoutPass(TorchFunctionMode):
-    """The dropouts of one pass, each with masks that follow from the seeds.
+    """The dropouts of one pass, with masks determined by the seeds.
 
-    Layers are told by hooks (:meth:`drop`). Inside ``with dropout_pass:`` dropouts that are function calls are seen too:
-    ``F.dropout`` and its relatives, ``F.scaled_dot_product_attention`` and ``nn.MultiheadAttention``.
+    Hooks report layers (:meth:`drop`). Inside ``with dropout_pass:``, dropouts that are function calls are found too:
+    ``F.dropout`` and its variants, ``F.scaled_dot_product_attention`` and ``nn.MultiheadAttention``.
 
     Args:
         index: Seeds [Z].
-        shared: Whether all rows of a batch have one mask.
+        shared: Whether all rows of a batch share one mask.
         late: Whether the network's input is the batch [B, ...] itself, which the first dropout repeats for each index.
-        axes: The batch axis of each call's input, None where it has none; calls beyond the list have axis 0.
+        axes: The batch axis of each call's input, None if it has none; calls beyond the list have axis 0.
         function_rates: The rates of function calls in training, in order, for those that have a rate of 0 in evaluation.
-        keep: Gives the masks: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`.
-        rate: Taken instead of every rate above 0, for a look at what dropouts do; None for their own.
+        keep: Returns the masks: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`.
+        rate: Replaces every rate above 0, for examining the dropouts; None keeps their own rates.
 
     Attributes:
         calls: The calls so far.
@@ -74,7 +74,7 @@ class DropoutPass(TorchFunctionMode):
         self.in_layer = False
 
     def drop(self, x: Tensor, rate: float, *, channelwise: bool = False, layer: nn.Module | None = None) -> Tensor:
-        """The input with entries dropped, or whole channels, and the others divided by the probability of keeping."""
+        """The input with entries or whole channels dropped, and the others divided by the probability of keeping."""
         number = len(self.calls)
         self.calls.append(Dropped(tuple(x.shape), layer))
         rate = rate if self.rate is None or rate == 0 else self.rate
@@ -88,7 +88,7 @@ class DropoutPass(TorchFunctionMode):
         if axis == 0:
             if not repeats and x.shape[0] % len(index):
                 raise UnsupportedError(
-                    f"A dropout's input has shape {shape}, whose axis 0 is not the batch, although it was at the first batch. Let the "
+                    f"A dropout's input has shape {shape}, whose axis 0 is not the batch, although it was at the first batch. Make the "
                     "network call its dropouts in the same order for every batch."
                 )
             x = x.unsqueeze(0) if repeats else x.reshape(len(index), -1, *x.shape[1:])
@@ -125,7 +125,7 @@ class DropoutPass(TorchFunctionMode):
         inplace: bool = False,
         train: bool = True,
     ) -> Tensor:
-        """A dropout that is a function call, whatever its ``training`` says: in evaluation, too, it has masks."""
+        """A dropout that is a function call. For any value of ``training``, it has masks in evaluation too."""
         dropped = self.drop(input, self._function_rate(p), channelwise=channelwise)
         return input.copy_(dropped) if inplace else dropped
 
@@ -145,7 +145,7 @@ class DropoutPass(TorchFunctionMode):
         return attend(query, key, value, attn_mask, is_causal, lambda weights: self.drop(weights, rate), **kwargs)
 
     def _function_rate(self, rate: float) -> float:
-        """The rate of the next function call: its own, or that in training."""
+        """The rate of the next function call: its own, or its rate in training."""
         number = len(self.rates_seen)
         self.rates_seen.append(rate)
         return self.function_rates[number] if rate == 0 and number < len(self.function_rates) else rate

@@ -1,4 +1,4 @@
-"""How a network's dropouts are run: what a look at its first batch finds out."""
+"""Plans how to run a network's dropouts, by examining its first batch."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,20 +18,20 @@ from lightning_uq.networks.dropout.passes import Dropped
 from lightning_uq.networks.dropout.trunk import is_passed_by_all
 
 _SEEDS = (11, 12)
-_MANY = 8  # seeds and rows that are asked whether anything varies
+_MANY = 8  # number of seeds and rows in the test for any variation
 
 
 class Plan(NamedTuple):
     """How to run the dropouts of a network.
 
     Attributes:
-        axes: The batch axis of each call's input, None where it has none.
+        axes: The batch axis of each call's input, None if it has none.
         function_rates: The rates of function calls in training, in order.
-        one_at_a_time: Whether indices have to run one after the other, because a dropout's input has its batch elsewhere than
-            in axis 0.
-        sees_functions: Whether dropouts that are function calls have to be seen.
-        shares_trunk: Whether what lies before the first dropout can run once for all indices.
-        row_size: Numbers that one input has in the largest input of a dropout.
+        one_at_a_time: Whether indices must run one after the other, because a dropout's input has its batch in another axis
+            than 0.
+        sees_functions: Whether dropouts that are function calls must be intercepted.
+        shares_trunk: Whether the layers before the first dropout can run once for all indices.
+        row_size: The size per sample of the largest input of a dropout.
     """
 
     axes: tuple[int | None, ...] = ()
@@ -43,16 +43,16 @@ class Plan(NamedTuple):
 
 
 def make_plan(network: Any, x: Any) -> Plan:
-    """Run a :class:`DropoutNetwork` on the first row of a batch, alone and twice, and see what its dropouts do.
+    """Run a :class:`DropoutNetwork` on the first row of a batch, alone and repeated, and examine its dropouts.
 
-    Warns of dropouts that are not among the hypotheses.
+    Warns about dropouts that do not depend on the index.
 
     Raises:
         InputError: No dropout drops anything.
         UnsupportedError: A row's output depends on the other rows of the batch.
     """
     leaves = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not is_nest_of_tensors(x):  # the rows of a graph can neither be taken apart nor repeated
+    if not is_nest_of_tensors(x):  # the rows of a graph can be neither separated nor repeated
         return Plan(one_at_a_time=True, sees_functions=True)
     if not leaves or not len(leaves[0]):
         return Plan()
@@ -72,14 +72,14 @@ def make_plan(network: Any, x: Any) -> Plan:
     fast = any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in inner.modules())
     if (functional or fast) and any(_is_compiled(module) for module in inner.modules()):
         raise UnsupportedError(
-            f"{type(inner).__name__} is compiled, and has dropouts that are function calls or inside attention, which a compiled graph "
+            f"{type(inner).__name__} is compiled, but has dropouts that are function calls or inside attention, which a compiled graph "
             "hides. Do not compile it, or use `nn.Dropout` layers."
         )
     return found._replace(sees_functions=functional or fast)
 
 
 def _with_shared_trunk(network: Any, plan: Plan, calls: list[Dropped], x: Any, outputs: Tensor) -> Plan:
-    """The plan, with a trunk that is shared if the first dropout is a layer that nothing bypasses, and rows do not depend on one another."""
+    """The plan with a shared trunk, if the first dropout is a layer that nothing bypasses and rows do not depend on one another."""
     inner: nn.Module = network.network
     if plan.one_at_a_time or not calls or calls[0].layer is None or network.read_output.predict_fn is not None:
         return plan
@@ -87,7 +87,7 @@ def _with_shared_trunk(network: Any, plan: Plan, calls: list[Dropped], x: Any, o
         return plan
     late = plan._replace(shares_trunk=True, row_size=max(1, *(math.prod(call.shape) for call in calls)))
     row = tree_map_only(Tensor, lambda t: t[:1] if t.ndim else t, x)
-    differ = bool((outputs != outputs[:, :1]).any())  # rows that are alike would not show a dependence
+    differ = bool((outputs != outputs[:, :1]).any())  # equal rows would not show a dependence
     alone, together = (_outputs(network, late, rows, seeds=range(_MANY)) for rows in (row, x))
     return late if differ and _equal(alone, outputs[:, :1]) and _equal(together, outputs) else plan
 
@@ -99,7 +99,7 @@ def _recorded(network: Any, x: Any) -> list[Dropped]:
 
 
 def _batch_axes(of_one: list[Dropped], of_two: list[Dropped]) -> tuple[int | None, ...]:
-    """The axis of each call that grows with the batch."""
+    """The axis of each call's input that grows with the batch."""
     axes: list[int | None] = []
     for one, two in zip(of_one, of_two, strict=False):
         grown = [i for i, (a, b) in enumerate(zip(one.shape, two.shape, strict=False)) if b == 2 * a]
@@ -119,29 +119,29 @@ def _function_rates(network: Any, x: Any) -> tuple[float, ...]:
     for module in norms:
         module.eval()
     rates: list[float] = []
-    reason = "the network makes other calls there"
+    reason = "the network makes other calls in training"
     try:
         rates = network.run(x, seeds, plan, rate=0.0)[1].rates_seen
-    except Exception as error:  # a user's forward may ask for more in training, such as targets
+    except Exception as error:  # a user's forward may need more in training, such as targets
         reason = f"its forward raised {type(error).__name__}: {without_period(error)}"
     inner.eval()
     if len(rates) == len(in_evaluation.rates_seen):
         return tuple(rates)
     rank_zero_warn(
-        f"{type(inner).__name__} calls dropout or attention with a rate of 0 in evaluation, and its rates in training cannot be read: "
-        f"{reason}. These dropouts are not among the hypotheses."
+        f"{type(inner).__name__} calls dropout or attention with a rate of 0 in evaluation, and its rates in training are unknown: "
+        f"{reason}. These dropouts do not depend on the index."
     )
     return ()
 
 
 def _outputs(network: Any, plan: Plan, x: Any, rate: float = 0.5, seeds: Sequence[int] = _SEEDS) -> Tensor:
-    """Outputs [Z, B, ...] of some indices, with a rate at which masks differ wherever they may."""
+    """Outputs [Z, B, ...] for some indices, with a rate at which masks differ wherever they can."""
     output: Tensor = network.run_all(x, torch.tensor(list(seeds)), plan, rate=rate)
     return output.detach().float()
 
 
 def _checked(network: Any, plan: Plan, one: Any, two: Any) -> Plan:
-    """The plan under which a row alone equals the row in a batch."""
+    """A plan under which a row alone gives the same output as in a batch."""
     if not network.is_shared:
         return plan
     each = _outputs(network, plan._replace(one_at_a_time=True), one)
@@ -151,10 +151,10 @@ def _checked(network: Any, plan: Plan, one: Any, two: Any) -> Plan:
         return plan
     raw = _outputs(network, plan, one, rate=0.0)
     if not _equal(_outputs(network, plan, two, rate=0.0), raw.repeat(1, 2, *[1] * (raw.ndim - 2))):
-        return plan  # rows depend on one another without any dropout
+        return plan  # rows depend on one another even without dropout
     raise UnsupportedError(
-        f"The dropouts of {type(network.network).__name__} give a row in a batch another output than the row alone, because their "
-        "inputs mix rows and positions in one axis. Use mask='per_example', or let dropouts see the batch in axis 0."
+        f"With the dropouts of {type(network.network).__name__}, a row in a batch has another output than the row alone, because their "
+        "inputs mix rows and positions in one axis. Use mask='per_example', or give dropouts an input with the batch in axis 0."
     )
 
 
@@ -168,7 +168,7 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
 def _warn_of_others(
     inner: nn.Module, layers: list[tuple[str, _DropoutNd]], calls: list[Dropped], outputs: Tensor
 ) -> None:
-    """Refuse a network in which nothing is dropped; warn of what does not vary with the index."""
+    """Reject a network without dropout, and warn about dropouts that do not depend on the index."""
     varies = not bool((outputs == outputs[:1]).all())
     called = {id(call.layer) for call in calls}
     uncalled = [name for name, layer in layers if layer.p > 0 and id(layer) not in called]
@@ -179,30 +179,30 @@ def _warn_of_others(
     ]
     if not calls and not varies:
         inside = (
-            f" The dropout inside {', '.join(others)} cannot be steered: use `nn.Dropout` layers between its parts."
+            f" The dropout inside {', '.join(others)} cannot be controlled: use `nn.Dropout` layers between its parts."
             if others
             else ""
         )
         raise InputError(
-            f"`network` must have dropout with a rate above 0, but {type(inner).__name__} calls none: no `nn.Dropout` layer, no "
-            f"`F.dropout`, no attention with dropout.{inside}"
+            f"`network` must have dropout with a rate above 0, but {type(inner).__name__} calls no `nn.Dropout` layer, no "
+            f"`F.dropout`, and no attention with dropout.{inside}"
         )
     if uncalled:
-        rank_zero_warn(f"Dropout layers {uncalled} are never called, so they are not among the hypotheses.")
+        rank_zero_warn(f"Dropout layers {uncalled} are never called, so they have no effect.")
     if others:
         rank_zero_warn(
-            f"The dropout inside {', '.join(others)} is not among the hypotheses: it is off in evaluation, and random in training. Use "
+            f"The dropout inside {', '.join(others)} does not depend on the index: it is off in evaluation, and random in training. Use "
             "`nn.Dropout` layers between its parts instead."
         )
     if not varies:
         rank_zero_warn(
-            f"The hypotheses of {type(inner).__name__} do not vary: no dropout changes an output of the first rows, so every "
+            f"The hypotheses of {type(inner).__name__} do not vary: no dropout changes the outputs of the first rows, so every "
             "disagreement is 0."
         )
 
 
 def _drops_by_itself(module: nn.Module) -> bool:
-    """Whether a module has a dropout of its own that no mask reaches."""
+    """Whether a module has its own dropout that masks cannot control."""
     if isinstance(module, nn.RNNBase):
         return module.dropout > 0 and module.num_layers > 1
     name = type(module).__name__.lower()
@@ -221,7 +221,7 @@ def _first_row(x: Any, times: int) -> Any:
 
 @contextmanager
 def _examining(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, eager, without gradients; modes, buffers and random states are put back."""
+    """The network in evaluation mode, eager and without gradients. Modes, buffers and random states are restored."""
     modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers() if not is_lazy(buffer)}
     network.eval()

@@ -6,10 +6,10 @@ from torch import fx, nn
 
 
 def is_passed_by_all(network: nn.Module, layer: nn.Module) -> bool:
-    """Whether everything that the output knows of the input has passed the first call of ``layer``.
+    """Whether all information about the input passes through the first call of ``layer`` before it reaches the output.
 
-    It has not where a residual connection bypasses the layer, or where the output's shape is taken from the input. A network that torch.fx
-    cannot trace has not either, nor one with hooks on a module that has parts: tracing would call them, and they may keep what they get.
+    It is False if a residual connection bypasses the layer, or if the output's shape depends on the input's. It is also False for a network that torch.fx
+    cannot trace, and for one with hooks on a module with submodules, since tracing would call the hooks, which may store its values.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(), nn.Linear(4, 3))
@@ -22,7 +22,7 @@ def is_passed_by_all(network: nn.Module, layer: nn.Module) -> bool:
         return False
     try:
         graph = fx.symbolic_trace(_stand_in(network)).graph
-    except Exception:  # a user's forward may raise anything when it gets a stand-in for a tensor
+    except Exception:  # a user's forward may raise anything for a proxy of a tensor
         return False
     names = {name for name, module in network.named_modules(remove_duplicate=False) if module is layer}
     first = next((node for node in graph.nodes if node.op == "call_module" and node.target in names), None)
@@ -41,6 +41,6 @@ def is_passed_by_all(network: nn.Module, layer: nn.Module) -> bool:
 
 
 def _stand_in(network: nn.Module) -> nn.Module:
-    """A copy with the same tensors: what a forward keeps must not be tracing's stand-ins for tensors."""
+    """A copy with the same tensors, so that a forward that stores values does not store tracing's proxies in the original."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, tensors)

@@ -1,8 +1,8 @@
-"""Ensembles as epistemic networks: the index is a member's number, and the set of indices is finite.
+"""Ensembles as epistemic networks, with a finite set of indices: the numbers of the members.
 
 - ``build.py``: :func:`build_ensemble`, which chooses how the members run.
-- ``loop.py``, ``stacked.py``, ``vmapped.py``: the three executions, one class per file; they give the same numbers.
-- ``alike.py``: whether one forward pass stands for all members.
+- ``loop.py``, ``stacked.py``, ``vmapped.py``: the three executions, one class per file, with the same results.
+- ``alike.py``: whether one forward pass can serve all members.
 - ``trace.py``, ``lift.py``, ``operations.py``: the forward pass of a stacked ensemble.
 - ``mapped_call.py``: one call with the weights of many networks, by ``torch.vmap``.
 """

@@ -1,4 +1,4 @@
-"""Whether the members of an ensemble differ in their weights alone, so that one forward pass serves all of them."""
+"""Checks whether the members of an ensemble differ only in their weights, so that one forward pass serves all of them."""
 
 import copy
 import enum
@@ -17,7 +17,7 @@ from lightning_uq.networks.labels import label
 
 
 def check_alike(members: Sequence[nn.Module]) -> None:
-    """Check that the forward pass of one member, with exchanged tensors, is the forward pass of every member.
+    """Check that the forward pass of one member, with the tensors of another, is the forward pass of that other member.
 
     Raises:
         UnsupportedError: The members differ in more than the values of their parameters and buffers, or have parts that
@@ -40,23 +40,23 @@ def check_alike(members: Sequence[nn.Module]) -> None:
             difference = _difference(module, theirs[name])
             if difference is not None:
                 raise UnsupportedError(f"{label(name, module)} of member {i} differs from member 0 in {difference}")
-    # One switch sets the mode of all modules, so theirs must be what it leaves; a frozen prior keeps its own.
+    # `train(mode)` sets the mode of all modules, so it must agree with theirs; a frozen prior keeps its own.
     switched = dict(skeleton(first).train(first.training).named_modules())
     for name, module in ours.items():
         if module.training != switched[name].training:
-            raise UnsupportedError(f"{label(name, module)} is not in the mode of the whole network")
+            raise UnsupportedError(f"{label(name, module)} is not in the mode of the network")
 
 
 def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers, under every name they have."""
+    """All parameters and buffers, under all of their names."""
     yield from network.named_parameters(remove_duplicate=False)
     yield from network.named_buffers(remove_duplicate=False)
 
 
 def visible_difference(ours: nn.Module, theirs: nn.Module) -> str | None:
-    """What differs between two networks besides the values and the device of their tensors; None if nothing was found.
+    """The difference between two networks besides the values and devices of their tensors; None if none was found.
 
-    Of other attributes, plain ones alone are compared, such as the rate of a dropout layer.
+    Of other attributes, only plain ones are compared, such as the rate of a dropout layer.
     """
     mine, other = dict(ours.named_modules()), dict(theirs.named_modules())
     if mine.keys() != other.keys():
@@ -85,7 +85,7 @@ def skeleton(network: nn.Module) -> nn.Module:
     """
     try:
         return copy.deepcopy(network).to("meta")
-    except Exception as error:  # any error of an attribute that has no copy
+    except Exception as error:  # an attribute that cannot be copied may raise anything
         raise UnsupportedError(f"{type(network).__name__} cannot be copied ({error})") from error
 
 
@@ -97,14 +97,14 @@ def _check_exchangeable(network: nn.Module) -> None:
         raise UnsupportedError(f"{type(network).__name__} has no parameters")
     for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
-            raise UnsupportedError(f"{name!r} is lazy and has not seen its first batch")
+            raise UnsupportedError(f"{name!r} is lazy and was not initialized by a batch")
         if type(tensor) not in (nn.Parameter, Tensor):
             raise UnsupportedError(f"{name!r} is a {type(tensor).__name__}, not a plain parameter or buffer")
     for name, module in network.named_modules():
         where = label(name, module)
         if hasattr(module, "_orig_mod"):
             raise UnsupportedError(
-                f"{where} is compiled; compile members that run at once together, by `network.compile()`"
+                f"{where} is compiled; compile members that run at once together with `network.compile()`"
             )
         for hooks in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_pre"):
             if getattr(module, f"_{hooks}_hooks"):
@@ -120,12 +120,12 @@ def _check_exchangeable(network: nn.Module) -> None:
     names = {name for name, _ in network.named_parameters(remove_duplicate=False)} | persistent_buffers(network)
     if set(network.state_dict()) != names:
         raise UnsupportedError(
-            f"the state dict of {type(network).__name__} has entries beside its parameters and buffers"
+            f"the state dict of {type(network).__name__} has entries other than its parameters and buffers"
         )
 
 
 def persistent_buffers(network: nn.Module) -> set[str]:
-    """Names of the buffers that the state dict holds."""
+    """The names of the buffers in the state dict."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in network.named_modules(remove_duplicate=False)
@@ -162,7 +162,7 @@ _PLAIN = (str, int, float, complex, bytes, torch.dtype, torch.device, type(None)
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two attributes are surely equal. Tensors are not: every member would use the first member's."""
+    """Whether two attributes are certainly equal. Tensors are not, since every member would use the first member's."""
     if type(a) is not type(b) or isinstance(a, Tensor):
         return False
     if isinstance(a, dict):
@@ -173,13 +173,13 @@ def _same(a: Any, b: Any) -> bool:
         return True
     if isinstance(a, functools.partial):
         return _same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
-    if isinstance(a, FunctionType):  # each call of a constructor makes a new function of a lambda
+    if isinstance(a, FunctionType):  # each call of a constructor makes a new function from a lambda
         return a.__code__ is b.__code__ and _same(_bound_values(a), _bound_values(b))
     return isinstance(a, _PLAIN) and bool(a == b)
 
 
 def _bound_values(function: FunctionType) -> tuple[Any, ...]:
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    # A function in a closure may refer back to this one, so functions are compared by identity.
+    # A function in a closure may refer to this one, so functions are compared by identity.
     cells = [id(value) if isinstance(value, FunctionType) else value for value in cells]
     return function.__defaults__, function.__kwdefaults__, cells

@@ -1,4 +1,4 @@
-"""Build an ensemble of given members, and choose how they run."""
+"""Builds an ensemble of given members and chooses how they run."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -22,23 +22,23 @@ def build_ensemble(
     output: Output = "logits",
     mixed_precision: bool = False,
 ) -> EnsembleNetwork:
-    """Build an ensemble of ``members`` that runs as ``execution`` says; its ``execution_reason`` explains a choice.
+    """Build an ensemble of ``members`` that runs as ``execution`` says. Its ``execution_reason`` explains the choice.
 
     ``"auto"`` stacks members of equal architecture whose layers can be stacked (linear, norms, activations, dropout). For
     other members of equal architecture it uses ``torch.vmap`` if their weights are on a GPU. All others run one after
-    the other: LightningModules, and convolutions on a CPU, where batching gains nothing. The choice depends on the
-    members alone, never on the machine.
+    the other: LightningModules, and convolutions on a CPU, where batching has no benefit. The choice depends only on the
+    members, and not on the machine.
 
     Args:
         members: The M networks.
         execution: ``"loop"``, ``"stacked"``, ``"vmap"`` or ``"auto"``.
         output: The kind of a member's output: see :class:`~lightning_uq.networks.output.OutputReader`.
         mixed_precision: Whether the members will run under autocast. ``"auto"`` then avoids ``torch.vmap``, under which
-            autocast reaches the layers that this package knows, but no products in a member's own code.
+            autocast affects the layers that this package knows, but not the products in a member's own code.
 
     Raises:
         InputError: ``execution`` is unknown, or a member is not a module.
-        UnsupportedError: The members cannot run in this way; the message names the module or operation.
+        UnsupportedError: The members cannot run like this; the message names the module or operation.
 
     Example:
         >>> network = build_ensemble([nn.Linear(2, 3) for _ in range(5)])

@@ -1,4 +1,4 @@
-"""Checks of arguments that all executions of an ensemble share."""
+"""Checks of arguments shared by all executions of an ensemble."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def check_members(members: Any) -> list[nn.Module]:
     """The members as a list.
 
     Raises:
-        InputError: There are none, or one of them is not a module.
+        InputError: There are no members, or one of them is not a module.
     """
     if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
         raise InputError(f"`members` must be a list of modules, but it is one {type(members).__name__}.")

@@ -1,8 +1,8 @@
 """Translate one member's forward pass into one pass over the stacked weights of all members.
 
 :func:`lift` traces one member with ``torch.fx`` and translates the graph into one over lifted tensors: a linear layer
-becomes one batched product, an element-wise function stays the same, an axis moves back by one. Operations outside of the
-tables in ``operations.py`` are refused.
+becomes one batched product, an element-wise function does not change, and an axis shifts by one. Operations outside the
+tables in ``operations.py`` are rejected.
 """
 
 import copy
@@ -50,11 +50,11 @@ class Program:
 
 
 def lift(network: nn.Module, reader: OutputReader) -> Program:
-    """Translate ``network``, in the mode it is in, into one forward pass over stacked tensors.
+    """Translate ``network``, in its current mode, into one forward pass over stacked tensors.
 
     Args:
         network: One member; its values are not used.
-        reader: Selects the output tensor; a function is traced with the network.
+        reader: Selects the output tensor; a function is traced together with the network.
 
     Raises:
         UnsupportedError: An operation has no lifted counterpart; the message names it.
@@ -68,7 +68,7 @@ def lift(network: nn.Module, reader: OutputReader) -> Program:
 
 
 class _Lifter:
-    """Walks the graph of one member and writes the lifted one."""
+    """Translates the graph of one member node by node."""
 
     def __init__(self, network: nn.Module, reader: OutputReader) -> None:
         self.traced = trace(network, reader)
@@ -219,7 +219,7 @@ class _Lifter:
         return new
 
     def _parallel_heads(self, node: fx.Node) -> fx.Node | None:
-        """Linear heads on one input, concatenated, as one product with the concatenated weights; else None."""
+        """Linear heads on the same input whose outputs are concatenated, as one product with the concatenated weights; else None."""
         heads: Any = node.args[0] if node.args else ()
         if not heads or not isinstance(heads, list | tuple) or [*node.args[1:], *node.kwargs.values()] != [-1]:
             return None
@@ -265,7 +265,7 @@ class _Lifter:
         return fx.map_arg(args, lambda node: self.env[node])
 
     def _check_overwrite(self, node: fx.Node, source: Any) -> None:
-        """Refuse an in-place operation unless its tensor is the output of a layer and is not used again."""
+        """Reject an in-place operation, unless its tensor is the output of a layer and is not used again."""
         fresh = source.op == "call_module" and type(self.modules[str(source.target)]) in _FRESH
         if not fresh or len(source.users) > 1:
             raise self._refusal("an in-place operation on a tensor that is used again")

@@ -18,20 +18,20 @@ from lightning_uq.networks.priors.members import trained_part
 
 
 class EnsembleNetwork(EpistemicNetwork):
-    """M networks side by side; the index [Z] holds member numbers. In this class the members run one after the other.
+    """M networks side by side; the index [Z] holds member numbers. In this class, the members run one after the other.
 
-    A subclass may run them at once. All of them share this interface, give the same numbers, and name their state per
-    member (``members.{i}.<name>``), so that a checkpoint of one loads into another. :meth:`member` gives a copy of one member in
-    each of them, and :meth:`load_member` takes its weights back.
+    A subclass may run them at once. All executions have this interface, give the same results, and name their state per
+    member (``members.{i}.<name>``), so a checkpoint of one loads into another. :meth:`member` returns a copy of one member,
+    and :meth:`load_member` loads its weights.
 
     Args:
         members: The M networks, each of which maps x [B, ...] to outputs [B, ...]. They become submodules.
         output: The kind of a member's output: see :class:`~lightning_uq.networks.output.OutputReader`.
-        execution_reason: A sentence that says why this execution was chosen.
+        execution_reason: A sentence that explains the choice of this execution.
 
     Attributes:
         execution: How the members run: ``"loop"``, ``"stacked"`` or ``"vmap"``.
-        execution_reason: Why they run so, in a sentence that a caller may log.
+        execution_reason: A sentence that explains the choice of the execution, for logs.
         num_indices: M.
 
     Raises:
@@ -46,7 +46,7 @@ class EnsembleNetwork(EpistemicNetwork):
     """
 
     execution: str = "loop"
-    num_indices: int  # the indexer's, which is finite
+    num_indices: int  # of the indexer, which is finite
     members: nn.ModuleList
 
     def __init__(self, members: Iterable[nn.Module], output: Output = "logits", *, execution_reason: str = "") -> None:
@@ -68,7 +68,7 @@ class EnsembleNetwork(EpistemicNetwork):
         """
         if index is None:
             return self._run(x, None)
-        if torch.compiler.is_compiling() and not self.training:  # a graph cannot depend on the values of the index
+        if torch.compiler.is_compiling() and not self.training:  # a graph cannot depend on the index's values
             return self._run(x, None).index_select(0, index)
         wanted = self._check_index(index)
         if wanted == list(range(self.num_indices)):
@@ -81,12 +81,12 @@ class EnsembleNetwork(EpistemicNetwork):
         return output.index_select(0, order)
 
     def evaluate_at(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [M, B, ...] of all members. The numbers in ``index`` are not read, which would wait for the device."""
+        """Outputs [M, B, ...] of all members. The values of ``index`` are not read, since that would wait for the device."""
         output: Tensor = self(x)
         return output
 
     def forward_each(self, xs: Tensor) -> Tensor:
-        """Outputs [M, B, ...] where member i sees its own batch ``xs[i]`` of ``xs`` [M, B, ...]."""
+        """Outputs [M, B, ...], where member i gets its own batch ``xs[i]`` of ``xs`` [M, B, ...]."""
         if not isinstance(xs, Tensor) or xs.ndim < 1 or len(xs) != self.num_indices:
             got = list(xs.shape) if isinstance(xs, Tensor) else type(xs).__name__
             raise InputError(
@@ -95,20 +95,20 @@ class EnsembleNetwork(EpistemicNetwork):
         return self._run_each(xs)
 
     def member(self, i: int) -> nn.Module:
-        """Member ``i`` as a plain network: an independent copy in every execution.
+        """Member ``i`` as a plain network, an independent copy in every execution.
 
-        A change of the copy does not reach the ensemble; :meth:`load_member` takes its weights back. Members in a loop are
-        submodules as well, so ``network.members[i]`` is the member itself; members that run at once have no submodules.
+        Changes to the copy do not affect the ensemble; :meth:`load_member` loads its weights. In a loop, the members are
+        also submodules, so ``network.members[i]`` is the member itself. Members that run at once are not submodules.
         """
         i = self._check_member(i)
         with torch.inference_mode(False):  # a copy made in inference mode could not be trained
             return self._copy_of_member(i)
 
     def load_member(self, i: int, module: nn.Module) -> None:
-        """Give member ``i`` the values of a network's parameters and buffers, such as those of a changed :meth:`member`.
+        """Load the values of a network's parameters and buffers into member ``i``, for instance those of a changed :meth:`member`.
 
         Raises:
-            InputError: The network differs from the member in more than these values.
+            InputError: The network differs from the member in more than those values.
 
         Example:
             >>> network = EnsembleNetwork([nn.Linear(2, 3) for _ in range(4)])
@@ -121,7 +121,7 @@ class EnsembleNetwork(EpistemicNetwork):
         difference = visible_difference(self.member(i), module)
         if difference is not None:
             raise InputError(
-                f"`module` may differ from member {i} in the values of its parameters and buffers alone, but {difference}. "
+                f"`module` may differ from member {i} only in the values of its parameters and buffers, but {difference}. "
                 "Build a new ensemble of the changed networks, or change all members by the ensemble's own methods, such "
                 "as `requires_grad_` and `to`."
             )
@@ -141,18 +141,18 @@ class EnsembleNetwork(EpistemicNetwork):
         return self.members[self._check_member(i)].state_dict()
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """The parameters, in one list per member, or in one list of stacked parameters [M, ...] if ``is_stacked``."""
+        """The parameters: one list per member, or one list of stacked parameters [M, ...] if ``is_stacked``."""
         return [list(member.parameters()) for member in self.members]
 
     def clip_gradients_per_member(
         self, clip_val: float, algorithm: str = "norm", *, norm_type: float = 2.0
     ) -> Tensor | None:
-        """Clip each member's gradient separately, as ``torch.nn.utils`` does for a single network.
+        """Clip each member's gradient separately, like ``torch.nn.utils`` does for a single network.
 
         With one norm over all members, the largest gradient would scale down the others.
 
         Args:
-            clip_val: The largest norm or absolute value that remains.
+            clip_val: The largest norm or absolute value after clipping.
             algorithm: ``"norm"`` (``clip_grad_norm_``) or ``"value"`` (``clip_grad_value_``).
             norm_type: Order of the norm.
 
@@ -164,7 +164,7 @@ class EnsembleNetwork(EpistemicNetwork):
         """
         if check_algorithm(algorithm) == "value":
             with_gradient = [p for p in self.parameters() if p.grad is not None]
-            if with_gradient:  # torch fails on none
+            if with_gradient:  # torch raises for an empty list
                 nn.utils.clip_grad_value_(with_gradient, clip_val)
             return None
         return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
@@ -179,7 +179,7 @@ class EnsembleNetwork(EpistemicNetwork):
         return self
 
     def feature_networks(self) -> list[nn.Module]:
-        """The members [M]; of a member with a random prior, the trained part."""
+        """The members [M]; for a member with a random prior, the trained part."""
         return [trained_part(member) for member in self.members]
 
     @property
@@ -195,7 +195,7 @@ class EnsembleNetwork(EpistemicNetwork):
 
     @property
     def _may_change_inputs(self) -> bool:
-        """Whether a member may write into its input, as the steps of a LightningModule do: each then gets its own."""
+        """Whether a member may change its input in place, like the steps of a LightningModule do; each member then gets a copy."""
         one = self.members[0]
         return len(self.members) > 1 and (self.read_output.predict_fn is not None or hasattr(one, "training_step"))
 

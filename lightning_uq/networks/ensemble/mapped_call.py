@@ -1,6 +1,6 @@
-"""One forward pass over the stacked weights of many networks by ``torch.vmap``, with the types that autocast gives."""
+"""One forward pass over the stacked weights of many networks by ``torch.vmap``, with the dtypes of autocast."""
 
-from __future__ import annotations  # torch 2.6 compiles no function inside of another whose annotations are evaluated
+from __future__ import annotations  # torch 2.6 cannot compile a nested function whose annotations are evaluated
 
 import contextlib
 import functools
@@ -19,24 +19,24 @@ from lightning_uq.networks.calling import takes_by_name
 from lightning_uq.networks.output import OutputReader
 
 MAX_WRITTEN_OUT = 32
-"""An exported graph has up to so many networks one after the other. For many layers, such as norms and pooling, ``torch.vmap`` would
-fix the batch size to that of the example; but a graph of a hundred networks is large."""
+"""The largest number of networks that an exported graph runs one after the other. For many layers, such as norms and pooling, ``torch.vmap`` would
+fix the batch size to that of the example, but a graph of a hundred networks is large."""
 
 
 def call_mapped(
     network: nn.Module, reader: OutputReader, tensors: Mapping[str, Tensor], x: Any, x_axis: int | None
 ) -> Tensor:
-    """Outputs [M, B, ...] of ``network`` under stacked ``tensors`` [M, ...], by ``torch.vmap``.
+    """Outputs [M, B, ...] of ``network`` with stacked ``tensors`` [M, ...], by ``torch.vmap``.
 
     Args:
         network: One member; its values are not used.
         reader: Selects the output tensor.
-        tensors: All parameters and buffers by name; buffers that the network changes in place are changed in place.
+        tensors: All parameters and buffers by name. If the network changes buffers in place, so does this call.
         x: The input, which the members share (``x_axis`` None), or one stacked input per member (``x_axis`` 0).
         x_axis: Position of the member axis of ``x``.
 
     Raises:
-        UnsupportedError: ``torch.vmap`` cannot map what the network does.
+        UnsupportedError: ``torch.vmap`` cannot map an operation of the network.
     """
     by_name = takes_by_name(network, x)
 
@@ -67,7 +67,7 @@ def call_mapped(
 
 
 class _Called(nn.Module):
-    """A network that is called by the reader's ``predict_fn``, as one module."""
+    """Calls a network through the reader's ``predict_fn``, as one module."""
 
     def __init__(self, network: nn.Module, reader: OutputReader) -> None:
         super().__init__()
@@ -79,15 +79,15 @@ class _Called(nn.Module):
 
 
 def _is_exporting() -> bool:
-    """Whether ``torch.export`` traces this call; torch 2.6 does not say so, nor does it export what runs under ``torch.vmap``."""
+    """Whether ``torch.export`` traces this call. False in torch 2.6, which cannot export ``torch.vmap`` anyway."""
     exporting = getattr(torch.compiler, "is_exporting", None)
     return exporting is not None and bool(exporting())
 
 
 class _AutocastInVmap(TorchFunctionMode):
-    """Give mapped layers the types that autocast gives them outside of ``torch.vmap``.
+    """Gives mapped layers the dtypes that autocast gives them outside ``torch.vmap``.
 
-    ``torch.vmap`` decomposes a layer before autocast sees it, so that its bias or scale would be added in float32.
+    ``torch.vmap`` decomposes a layer before autocast sees it, so its bias or scale would be added in float32.
     """
 
     def __init__(self, device: str) -> None:
@@ -129,7 +129,7 @@ def _cast(args: Any, dtype: torch.dtype) -> Any:
 
 @functools.lru_cache
 def _norm_dtype(func: Any, dtype: torch.dtype, device: str, autocast: torch.dtype) -> torch.dtype:
-    """The type that an unmapped norm returns for this input under the active autocast, measured on a tiny input."""
+    """The dtype that an unmapped norm returns for this input under the active autocast, measured on a tiny input."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that mixed types take a slower kernel
         x = torch.zeros(2, 1, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
-"""Operations over lifted tensors, and tables of those that a network may have.
+"""Operations over lifted tensors, and tables of the supported operations.
 
-A *lifted* tensor stacks what every member holds at one point of its forward pass: [M, *shape of one member].
+A *lifted* tensor stacks the tensors of all members at one point of the forward pass: [M, *shape of one member].
 """
 
 import functools
@@ -16,7 +16,7 @@ from lightning_uq.errors import InputError
 
 
 def align(*lifted: Tensor) -> list[Tensor]:
-    """Give lifted tensors the same number of axes, with ones behind the member axis, so that each member broadcasts by itself.
+    """Give lifted tensors the same number of axes, by inserting ones after the member axis, so that broadcasting stays within each member.
 
     Example:
         >>> [tuple(t.shape) for t in align(torch.zeros(5, 8, 3), torch.zeros(5, 3), torch.zeros(5))]
@@ -24,7 +24,7 @@ def align(*lifted: Tensor) -> list[Tensor]:
     """
     ndim = max(tensor.ndim for tensor in lifted)
     dtypes = [tensor.dtype for tensor in lifted if tensor.ndim > 1 and tensor.is_floating_point()]
-    if dtypes and len(dtypes) < len(lifted):  # a scalar of a member does not widen the type of the other operand
+    if dtypes and len(dtypes) < len(lifted):  # a member's scalar does not widen the dtype of the other operand
         dtype = functools.reduce(torch.promote_types, dtypes)
         lifted = tuple(t.to(dtype) if t.ndim == 1 and t.is_floating_point() else t for t in lifted)
     return [_pad_axes(tensor, ndim) for tensor in lifted]
@@ -41,7 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x.unsqueeze(1), weight, bias).squeeze(1)
     if x.ndim > 3:
         return linear(x.flatten(1, -2), weight, bias).reshape(*x.shape[:-1], weight.shape[1])
-    if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into a function with its own backward
+    if torch.is_autocast_enabled(
+        x.device.type
+    ):  # autocast does not affect the inside of a function with its own backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = _narrow(x, dtype), _narrow(weight, dtype), None if bias is None else _narrow(bias, dtype)
     if not torch.is_grad_enabled():  # the call of a Function costs more than the product of a small batch
@@ -59,9 +61,9 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _BatchedLinear(torch.autograd.Function):
-    """The product x weight^T + bias of every member, with the weight's gradient in the weight's layout.
+    """The product x weight^T + bias of every member, whose weight gradient has the layout of the weight.
 
-    Autograd's gradient is transposed, and each step copies it: a fifth of the time of a wide network.
+    Autograd's gradient is transposed and copied in each step, which takes a fifth of the time of a wide network.
     """
 
     generate_vmap_rule = True
@@ -114,9 +116,9 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Batch normalisation of x [M, B, C] or [M, B, C, L], in which each member normalises its own batch.
+    """Batch normalization of x [M, B, C] or [M, B, C, L], where each member normalizes its own batch.
 
-    The members become M * C channels of one layer. Running statistics change in place if ``training``.
+    The members are M * C channels of one layer. Running statistics change in place if ``training``.
     """
     if x.ndim not in (3, 4):
         raise InputError(f"The input of BatchNorm1d must be [B, C] or [B, C, L], but its shape is {list(x.shape[1:])}.")
@@ -135,7 +137,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 
 def member_shape(x: Tensor) -> torch.Size:
-    """``x.shape`` as each member sees it."""
+    """``x.shape`` for each member."""
     return x.shape[1:]
 
 
@@ -145,7 +147,7 @@ def _scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> T
         x = x * _pad_axes(weight, x.ndim)
     if bias is not None:
         x = x + _pad_axes(bias, x.ndim)
-    return x.to(dtype)  # weights are wider under autocast, but norms keep the type of their input
+    return x.to(dtype)  # weights are wider under autocast, but norms keep the dtype of their input
 
 
 def _pad_axes(lifted: Tensor, ndim: int) -> Tensor:

@@ -16,21 +16,21 @@ from lightning_uq.networks.ensemble.loop import EnsembleNetwork
 from lightning_uq.networks.priors.members import trained_part
 
 _CACHED_NUMBERS = 1 << 18
-"""Numbers of a layer's activations that stay in a processor's cache: 1 MB of float32. Beyond it, the members' activations at once take
-up to 1.6 times as long as those of one member after another."""
+"""The number of activations of a layer that fit into a processor's cache, 1 MB in float32. Beyond it, running the members at once takes
+up to 1.6 times as long as running them one after another."""
 
 
 class StackedEnsembleNetwork(EnsembleNetwork):
     """M networks of one architecture as one network over stacked parameters [M, ...]; see :class:`EnsembleNetwork`.
 
-    One member's forward pass is translated, operation by operation, into one for all members: a linear layer of M
-    members is a single batched product. Each member has its own dropout masks and BatchNorm statistics. There are no
-    submodules: :meth:`member` gives a copy, and :meth:`load_member` takes one back.
+    One member's forward pass is translated, operation by operation, into one for all members. A linear layer of M
+    members becomes a single batched product. Each member has its own dropout masks and BatchNorm statistics. There are no
+    submodules: :meth:`member` returns a copy, and :meth:`load_member` loads one.
 
     Args:
         members: The M networks; their weights are copied.
-        output: The kind of a member's output; a function that selects it is translated with the network.
-        execution_reason: A sentence that says why this execution was chosen.
+        output: The kind of a member's output; a function that selects it is translated together with the network.
+        execution_reason: A sentence that explains the choice of this execution.
 
     Raises:
         UnsupportedError: The members differ in more than their weights, or an operation has no stacked counterpart.
@@ -52,7 +52,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     def _adopt(self, members: list[nn.Module]) -> None:
         check_alike(members)
-        # A member without values, in a tuple so that it is not a submodule.
+        # A member without values, in a tuple so that it does not become a submodule.
         self._hidden = (skeleton(members[0]),)
         self._keys = {name: "members/" + name.replace(".", "/") for name, _ in named_tensors(members[0])}
         self._state_names = tuple(members[0].state_dict())
@@ -66,7 +66,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Translate the forward pass in both modes, so that the constructor raises what cannot be translated."""
+        """Translate the forward pass in both modes, so that the constructor raises any error."""
         self._programs = {mode: lift(self._hidden[0].train(mode), self.read_output) for mode in (True, False)}
 
     def _skeleton(self) -> nn.Module:
@@ -74,7 +74,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         hidden = self._hidden[0]
         return hidden if hidden.training == self.training else hidden.train(self.training)
 
-    # Copies and unpickled networks make their programs anew.
+    # Copies and unpickled networks build their programs again.
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_programs"}
@@ -121,7 +121,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return output if callable(self.read_output.output) else self.read_output(output)
 
     def _members_at_once(self, x: Tensor, tensors: dict[str, Tensor]) -> int:
-        """How many members run at once on x [M, B, ..., in]: all, unless an inference's activations would leave a processor's cache."""
+        """The number of members that run at once on x [M, B, ..., in]: all, unless the activations of an inference would exceed a processor's cache."""
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return len(x)
         rows = x.numel() // max(1, len(x) * x.shape[-1])
@@ -135,7 +135,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         )
 
     def _member_with(self, own: Mapping[str, Tensor]) -> nn.Module:
-        """A member that holds these tensors, which are not copied."""
+        """A member with these tensors, which are not copied."""
         network, stacked = copy.deepcopy(self._skeleton()), self._tensors()
         for name, row in own.items():
             owner_name, _, last = name.rpartition(".")
@@ -148,7 +148,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return {name: tensor[i] for name, tensor in self._tensors().items()}
 
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
-        """The state of member ``i`` under its own names, in copies."""
+        """The state of member ``i`` under its own names, as copies."""
         i, tensors = self._check_member(i), self._tensors()
         return {
             name: tensors[name][i].detach().clone(memory_format=torch.contiguous_format) for name in self._state_names
@@ -160,11 +160,11 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return self._skeleton()
 
     def unstacked(self) -> EnsembleNetwork:
-        """The members in copies that run one after the other."""
+        """Copies of the members that run one after the other."""
         return EnsembleNetwork([self.member(i) for i in range(self.num_indices)], self.read_output.output)
 
     def feature_networks(self) -> list[nn.Module]:
-        """Members [M] over rows of the stacked tensors, not over copies; of a member with a random prior, the trained part."""
+        """Members [M] that view rows of the stacked tensors without copies; for a member with a random prior, the trained part."""
         return [trained_part(self._member_with(self._tensors_of_member(i))) for i in range(self.num_indices)]
 
     def _all_modules(self) -> Iterable[nn.Module]:
@@ -191,7 +191,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
                 p.grad.mul_(factor.view(-1, *[1] * (p.ndim - 1)).to(p.grad))
         return norm
 
-    # The state dict has the names of a loop.
+    # The state dict has the names of a loop ensemble.
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         tensors = self._tensors()

@@ -19,7 +19,7 @@ class VmapEnsembleNetwork(StackedEnsembleNetwork):
     Args:
         members: The M networks; their weights are copied.
         output: The kind of a member's output.
-        execution_reason: A sentence that says why this execution was chosen.
+        execution_reason: A sentence that explains the choice of this execution.
 
     Raises:
         UnsupportedError: The members differ in more than their weights, or, at the first call, cannot be mapped.

@@ -1,4 +1,4 @@
-"""Running statistics that standardise features."""
+"""Running statistics that standardize features."""
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,11 @@ _SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over fe
 
 
 class FeatureScaler(KeepsPrecision):
-    """Standardises features by running statistics, in training as in evaluation.
+    """Standardizes features by running statistics, in training and in evaluation.
 
-    The statistics are the mean over the first batches, then an exponential average; with ``momentum=0`` they stay the mean
-    over all batches. All ranks agree: the sums of a batch are added up over them. A feature that hardly varies is divided
-    by a tenth of what features vary by on average, so that a rarely active one does not explode.
+    The statistics are the mean over the first batches, and then an exponential average; with ``momentum=0``, they remain the mean
+    over all batches. They are summed over the ranks, so all ranks agree. A feature that hardly varies is divided
+    by a tenth of the average spread of features, so that a rarely active feature does not explode.
 
     Args:
         num_features: F.
@@ -43,7 +43,7 @@ class FeatureScaler(KeepsPrecision):
         self.register_buffer("running_batches", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [B, F], each of about mean 0 and variance 1."""
+        """Features [B, F], each with a mean of about 0 and a variance of about 1."""
         features = features.to(self.running_var.dtype)
         if self.training and self.tracking:
             self._update(features.detach())
@@ -57,7 +57,7 @@ class FeatureScaler(KeepsPrecision):
         variance, mean = _moments(features)
         self.running_batches += 1
         weight = self.running_batches.reciprocal().clamp_min(self.momentum).to(mean.dtype)
-        # The new variance is (1 - w) v + w (variance + (1 - w) shift^2), and (1 - w) shift is what the mean has left to go after its own step.
+        # The new variance is (1 - w) v + w (variance + (1 - w) shift^2), and (1 - w) shift is the remaining shift after the step of the mean.
         shift = mean - self.running_mean
         self.running_mean.lerp_(mean, weight)
         self.running_var.lerp_(torch.addcmul(variance, shift, mean - self.running_mean), weight)

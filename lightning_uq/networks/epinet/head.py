@@ -18,21 +18,21 @@ from lightning_uq.networks.priors.scale import PriorScale
 class EpinetHead:
     """Sizes and scales of an epinet, as plain data: f(x, z) = (base_scale base(x) + e(h, z) + s_p p(h, z) + s_g g(x, z)) / T.
 
-    Here h are the features, e is the trained part, and p and g are frozen priors of the scales ``prior_scale`` and
-    ``additive_prior_scale``. The defaults need no tuning to the network: features are standardised by running statistics,
+    Here h are the features, e is the trained part, and p and g are frozen priors with the scales ``prior_scale`` and
+    ``additive_prior_scale``. The defaults need no tuning to the network: features are standardized by running statistics,
     and priors are scaled on the first training batch, so that a scale of 1 is a spread over z of one logit.
 
     Args:
         index_dim: Dimension of z, a standard normal vector.
         hidden_sizes: Hidden layers of e.
         prior_hidden_sizes: Hidden layers of p; None: those of e.
-        prior_scale: Scale of p; 0 leaves it out.
-        additive_prior_scale: Scale of the additive prior g, which the network or module takes as argument ``prior``.
-        calibrate_prior: Whether scales of priors are spreads over z, in logits (for regression: in units of the network's
-            output). Otherwise they are factors, as the original's are.
-        standardize_features: Whether running statistics standardise the features. With a frozen base they are those of the
+        prior_scale: Scale of p; 0 disables p.
+        additive_prior_scale: Scale of the additive prior g, the argument ``prior`` of the network or module.
+        calibrate_prior: Whether the scales of priors are spreads over z, in logits (for regression, in units of the network's
+            output). Otherwise they are factors, as in the original.
+        standardize_features: Whether running statistics standardize the features. With a frozen base, they are those of the
             first epoch.
-        include_inputs: Whether the flattened input follows the features.
+        include_inputs: Whether to append the flattened input to the features.
         base_scale: Factor of the base's output.
         temperature: T, in evaluation; it is 1 in training.
 
@@ -80,15 +80,15 @@ class EpinetHead:
 
 
 class Epinet(nn.Module):
-    """The head alone: a learnable and a prior :class:`ProjectedMLP` over features and an index.
+    """The head alone: a trained and a prior :class:`ProjectedMLP` over features and an index.
 
     Args:
         in_features: Size F of the features.
         out_features: Size C of the output.
-        head: Its sizes and scales.
+        head: The sizes and scales.
 
     Source: ``MLPEpinetWithPrior`` of ``enn.networks.epinet``, which multiplies the prior by its scale and does not
-    standardise.
+    standardize.
 
     Example:
         >>> learned, prior = Epinet(7, 3, head=EpinetHead(index_dim=5))(torch.zeros(4, 7), torch.randn(6, 5))
@@ -103,7 +103,7 @@ class Epinet(nn.Module):
         self.prior: nn.Module | None = None
         if head.prior_scale:
             sizes = head.hidden_sizes if head.prior_hidden_sizes is None else head.prior_hidden_sizes
-            # Its mode makes no difference. It follows the network's, so that nobody warns of modules in eval mode.
+            # Its mode makes no difference. It follows the network's, to avoid warnings about modules in eval mode.
             self.prior = freeze_as_buffers(
                 ProjectedMLP(in_features, out_features, head.index_dim, hidden_sizes=sizes)
             ).train()
@@ -112,12 +112,12 @@ class Epinet(nn.Module):
     def forward(
         self, features: Tensor, index: Tensor, calibration_index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Learnable part and scaled prior, each [Z, B, C], of features [B, F] and ``index`` [Z, D_z].
+        """Learnable part and scaled prior, each [Z, B, C], for features [B, F] and ``index`` [Z, D_z].
 
-        No gradient reaches the features. Mixed precision leaves the head in the precision of its weights. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
+        No gradient reaches the features. Under mixed precision, the head keeps the precision of its weights. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
         features, becomes the unit of its scale.
         """
-        # The products are small: under autocast, casts of all weights and indices would take longer than they do.
+        # Under autocast, casting all weights and indices would take longer than these small products.
         with torch.autocast(features.device.type, enabled=False):
             return self._parts(features.detach(), index, calibration_index)
 

@@ -23,35 +23,35 @@ from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 class EpinetNetwork(EpistemicNetwork):
     """f(x, z) = base(x) + epinet(sg[features], z) + priors: an epinet around any network.
 
-    :class:`EpinetHead` has the formula with all scales. The base runs once, and the head for all indices in one batched call.
-    The features are the inputs of named layers, detached (sg): the epinet does not train the base, which learns by its own
-    path. Where the network's structure does not tell the layer, or the size of its features or of the output, the head is
-    built on the first batch (:meth:`initialize`), or from the shapes of a state dict that is loaded.
+    :class:`EpinetHead` has the formula with all scales. The base runs once, and the head runs for all indices in one batched call.
+    The features are the inputs of the named layers, detached (sg), so the epinet does not train the base, which learns through its own
+    output. If the network's structure does not determine the layer or the size of its features or of the output, the head is
+    built on the first batch (:meth:`initialize`), or from the shapes of a loaded state dict.
 
-    In training mode the first batch also sets the unit of the priors' scales. It is saved with the state.
+    In training mode, the first batch also sets the unit of the priors' scales, which is saved with the state.
 
     Args:
         base: The network, x [B, ...] to outputs [B, C], or, with ``pool="positions"``, to maps [B, C, *P].
         feature_layers: ``"auto"`` (the linear layer or convolution that feeds the output), a layer's name, or several names. The features are
-            those layers' inputs, one after the other. ``"<output>"`` is the base's own output.
+            the concatenated inputs of those layers. ``"<output>"`` is the base's own output.
         pool: How a layer's input with more axes than [B, D], such as tokens [B, T, D], is pooled: ``"mean"``, ``"last_token"``,
-            ``"cls"`` or a function ``pool(x, mask)``. A linear layer that sees such an input needs one: see
-            :func:`~lightning_uq.networks.pooling.pool_features`. With ``"positions"``, the head acts at each position of a map
-            alike, under one index for the whole map; features on another grid than the output are those of the nearest position.
-        num_outputs: C, where the network does not tell it.
+                ``"cls"`` or a function ``pool(x, mask)``. A linear layer with such an input needs one: see
+                :func:`~lightning_uq.networks.pooling.pool_features`. With ``"positions"``, the same head acts at each position of a map,
+                with one index for the whole map. Features on another grid than the output are those of the nearest position.
+        num_outputs: C, if the network's structure does not determine it.
         output_axis: The axis of C in the base's output: 1, or -1 for maps [B, *P, C].
         head: Sizes and scales.
         prior: An additive prior g(x, z) to [Z, B, C], for instance an :class:`~lightning_uq.networks.AdditivePrior`. Its
             parameters become buffers, in place.
-        freeze_base: Whether the base is kept as it is: in eval mode, without gradients.
+        freeze_base: Whether the base stays unchanged: in eval mode, without gradients.
         output: What ``base`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
 
     Raises:
         InputError: A layer or ``pool`` is unknown, a layer's input needs a ``pool``, the base's output is not [B, C], or
-            ``prior`` does not read an index.
+            ``prior`` does not take an index.
 
-    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924). Their code lets the epinet's
-    gradients reach the base in one place (``combine_base_epinet_as_enn``), against the paper; here they never do.
+    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924). In one place, their code lets the epinet's
+    gradients reach the base (``combine_base_epinet_as_enn``), contrary to the paper; here they never do.
 
     Example:
         >>> base = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -89,7 +89,7 @@ class EpinetNetwork(EpistemicNetwork):
         self.additive_scale = PriorScale(head.additive_prior_scale)
         self.epinet: Epinet | None = None
         self.tap: FeatureTap | None = None
-        # Made here, and not where it is needed: a compiled or exported graph holds it as a constant.
+        # Created here rather than on use, because a compiled or exported graph holds it as a constant.
         self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
@@ -98,7 +98,7 @@ class EpinetNetwork(EpistemicNetwork):
 
     @property
     def layers(self) -> list[str] | None:
-        """Names of the layers whose inputs are the features; None where they are not known before the first batch."""
+        """The names of the layers whose inputs are the features; None if unknown before the first batch."""
         return None if self.tap is None else self.tap.layers
 
     @property
@@ -107,9 +107,9 @@ class EpinetNetwork(EpistemicNetwork):
         return self.epinet is not None and self.tap is not None
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        """Outputs [Z, B, C] of the batch ``x`` [B, ...] for the rows of ``index`` [Z, index_dim]."""
         learned, prior = self.learned_and_prior(x, index)
-        output = learned.add_(prior)  # Z B C numbers once more would be as dear as a layer of the head
+        output = learned.add_(prior)  # another Z B C numbers would cost as much as a layer of the head
         return output if self.training or self.head.temperature == 1 else output / self.head.temperature
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,14 +133,14 @@ class EpinetNetwork(EpistemicNetwork):
         return learned + (base if scale == 1 else base * scale), prior
 
     def initialize(self, x: Any) -> None:
-        """Build what the network's structure alone did not tell, from one batch ``x`` [B, ...]; else do nothing.
+        """Build the parts that the network's structure alone did not determine, from one batch ``x`` [B, ...]; else do nothing.
 
         Raises:
             InputError: ``feature_layers="auto"`` finds no layer, or several.
         """
         if self.is_initialized:
             return
-        with torch.inference_mode(False):  # the head outlives it, and a layer is found by gradients
+        with torch.inference_mode(False):  # the head outlives this mode, and a layer is found by gradients
             self._initialize(torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, x))
 
     def _initialize(self, x: Any) -> None:
@@ -176,7 +176,7 @@ class EpinetNetwork(EpistemicNetwork):
         return self.base
 
     def track_features(self, mode: bool = True) -> None:
-        """Whether training goes on moving the statistics that standardise the features."""
+        """Whether training updates the statistics that standardize the features."""
         if self.epinet is not None and self.epinet.scaler is not None:
             self.epinet.scaler.tracking = mode
 
@@ -189,14 +189,14 @@ class EpinetNetwork(EpistemicNetwork):
             return base, self._at_positions(base, features, x)
         if base.ndim < 2:
             raise InputError(
-                f"The base network must return [B, C], or [B, H, D] of a horizon, but its output has shape {list(base.shape)}. Pass "
+                f"The base network must return [B, C], or [B, H, D] for a horizon, but its output has shape {list(base.shape)}. Pass "
                 "`output=lambda output: output.unsqueeze(-1)` for one number per sample."
             )
         if any(one.ndim != 2 or one.shape[0] != base.shape[0] for one in features):
             raise InputError(
-                f"The features at {self.tap.layers} must be one row per sample [{len(base)}, F], but their shapes are "
-                f"{[list(one.shape) for one in features]}. Name other `feature_layers`, or pass as `pool` a function "
-                "`pool(x, mask)` that returns features [B, F]."
+                f"The features at {self.tap.layers} must have one row per sample [{len(base)}, F], but their shapes are "
+                f"{[list(one.shape) for one in features]}. Pass other `feature_layers`, or a function "
+                "`pool(x, mask)` that returns features [B, F] as `pool`."
             )
         if self.head.include_inputs:
             if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -207,7 +207,7 @@ class EpinetNetwork(EpistemicNetwork):
         return base, features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
     def _at_positions(self, base: Tensor, features: list[Tensor], x: Any) -> Tensor:
-        """Features [B, F, *P] at the positions of the base's output; those of another grid are taken from the nearest position."""
+        """Features [B, F, *P] at the positions of the base's output; features on another grid come from the nearest position."""
         if base.ndim < 3:
             raise InputError(
                 f"With `pool='positions'`, the base network must return a map [B, C, ...], but its output has shape "
@@ -230,12 +230,12 @@ class EpinetNetwork(EpistemicNetwork):
         return torch.cat([resized(one, shape[2:]) for one in found], dim=1)
 
     def _of_positions(self, parts: tuple[Tensor, Tensor], base: Tensor) -> Sequence[Tensor]:
-        """The head's outputs, [Z, B, C] or [Z, B N, C] of all positions, in the shape of the base's output."""
+        """The head's outputs, [Z, B, C] or [Z, B N, C] for all positions, in the shape of the base's output."""
         if self.pool != "positions":
             if parts[0].shape[2] != base.shape[1:].numel():
                 raise InputError(
                     f"The base network returned {list(base.shape)}, one row of {parts[0].shape[2]} outputs per position. Pass "
-                    "`pool='positions'`, with which the head acts at each position alike."
+                    "`pool='positions'`, so that the head acts at each position."
                 )
             return [rows.reshape(rows.shape[0], *base.shape) for rows in parts]
         shape = base.movedim(self.output_axis, -1).shape
@@ -243,7 +243,7 @@ class EpinetNetwork(EpistemicNetwork):
         return [rows.reshape(rows.shape[0], *shape).movedim(-1, axis) for rows in parts]
 
     def _build_from_structure(self) -> None:
-        """Build the head where the network's layers tell the sizes of its features and its output."""
+        """Build the head if the network's layers determine the sizes of its features and its output."""
         num_outputs = self.num_outputs
         if self.tap is None:
             found = traced_last_layer(self.base) if self.read_output.predict_fn is None else None

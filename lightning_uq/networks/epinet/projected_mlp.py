@@ -13,20 +13,20 @@ from lightning_uq.networks.initializers import truncated_normal_init_
 
 
 class ProjectedMLP(nn.Module):
-    """An MLP whose outputs, one vector a class, are projected on the index: reshape(MLP([z, h]), [B, C, D_z]) . z.
+    """An MLP with one output vector per class, which is projected on the index: reshape(MLP([z, h]), [B, C, D_z]) . z.
 
-    All indices run in one batched call; in evaluation, as many at once as suit the device. The first layer's product with the
-    features does not depend on z and is taken once, and the last layer's weights are projected before they meet the batch,
-    which saves its factor D_z.
+    All indices run in one batched call; in evaluation, as many at once as suit the device. The product of the first layer with the
+    features does not depend on z and is computed once. The weights of the last layer are projected before the product with the batch,
+    which saves a factor of D_z.
 
     Args:
         in_features: Size F of the features [B, F].
         out_features: Size C of the output.
         index_dim: Size D_z of the index.
-        hidden_sizes: Widths of the hidden layers, with ReLU; none makes the output quadratic in z at most.
-        concat_index: Whether the MLP reads z too, before the features; else z only projects.
+        hidden_sizes: Widths of the hidden layers, with ReLU. Without hidden layers, the output is at most quadratic in z.
+        concat_index: Whether z is also an input of the MLP, before the features. If not, z is only used in the projection.
 
-    Source: Osband et al., arXiv 2107.08924, section 3.3 and ``enn.networks.epinet``; initialised as there.
+    Source: Osband et al., arXiv 2107.08924, section 3.3 and ``enn.networks.epinet``; with their initialization.
 
     Example:
         >>> ProjectedMLP(7, 3, index_dim=5)(torch.zeros(4, 7), torch.zeros(6, 5)).shape
@@ -51,7 +51,7 @@ class ProjectedMLP(nn.Module):
         truncated_normal_init_(self)
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of features [B, F] under the rows of ``index`` [Z, D_z]."""
+        """Outputs [Z, B, C] of features [B, F] for the rows of ``index`` [Z, D_z]."""
         first, last = self.layers[0], self.layers[-1]
         weight: Tensor = first.weight  # type: ignore[assignment]
         features, index = features.to(weight.dtype), index.to(weight)
@@ -66,7 +66,7 @@ class ProjectedMLP(nn.Module):
                 output = output + torch.einsum("zcd,zd->zc", by_index, index).unsqueeze(1)
             return output
 
-        # A processor takes longer for products with a narrow right-hand side, so there a column is a row of the batch.
+        # Products with a narrow right-hand side are slow on a CPU, so each column is a row of the batch there.
         by_columns = features.device.type == "cpu"
         if by_columns:
             shared = torch.addmm(first.bias.unsqueeze(1), of_features, features.mT)  # type: ignore[operator]
@@ -80,7 +80,7 @@ class ProjectedMLP(nn.Module):
             if self.concat_index:
                 h = (shared + F.linear(index, of_index).unsqueeze(2 if by_columns else 1)).relu_()
             else:
-                h = shared.relu().unsqueeze(0)  # the same for all indices, up to the projection
+                h = shared.relu().unsqueeze(0)  # all indices share it up to the projection
             for layer in self.layers[1:-1]:
                 h = (_on_columns(layer, h) if by_columns else layer(h)).relu_()
             h = h.expand(len(index), -1, -1)

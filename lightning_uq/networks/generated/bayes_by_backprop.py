@@ -20,13 +20,13 @@ from lightning_uq.networks.output import Output
 
 
 class Spread(nn.Module):
-    """Standard deviations softplus(start + rho) of P weights, where rho, which is learnt, begins with zeros.
+    """Standard deviations softplus(start + rho) of P weights, where rho is learned and starts at zero.
 
-    softplus^-1(0.01) itself is -4.6, where bfloat16 numbers lie 0.03 apart: an optimizer's steps would be lost in it.
+    softplus^-1(0.01) is -4.6, where bfloat16 numbers are 0.03 apart, so an optimizer's steps would be lost without the separate start.
 
     Args:
         num_weights: P.
-        initial_std: What all start with; the state dict holds it too.
+        initial_std: The initial standard deviation; the state dict holds it too.
 
     Example:
         >>> Spread(3, 0.5)()
@@ -43,7 +43,7 @@ class Spread(nn.Module):
         return F.softplus(upcast(self.rho) + self.start)
 
     def get_extra_state(self) -> Tensor:
-        """Where rho starts from."""
+        """The start of the standard deviations."""
         return torch.tensor(self.start, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -54,20 +54,20 @@ class Spread(nn.Module):
 class BayesByBackpropNetwork(EpistemicNetwork):
     """f(x, z) = network(x; mean + std noise(z)) / temperature, with noise(z) ~ N(0, I_P): one number per weight.
 
-    The index z is a seed, from which the noise is made where it is needed, equal on every device. All parameters of the network
-    that require a gradient have a standard deviation of their own. The parameters themselves are the means, so that a
-    pretrained network starts from its weights. All indices run in one batched call; in evaluation, as many at once as memory
-    has room for. A BatchNorm layer is an error, since its running statistics would mix those of all indices.
+    The index z is a seed. The noise is generated from it on demand, equal on every device. All parameters of the network
+    that require a gradient have their own standard deviation. The parameters themselves are the means, so a
+    pretrained network starts from its weights. All indices run in one batched call; in evaluation, as many at once as fit into
+    memory. A BatchNorm layer raises, since its running statistics would mix those of all indices.
 
     Args:
         network: The network; its parameters become the means, in place.
-        initial_std: Standard deviation that every weight starts with.
+        initial_std: Initial standard deviation of every weight.
         temperature: Divides the outputs.
         output: What ``network`` returns.
 
     Raises:
         InputError: The network has nothing to train, or a number is not above zero.
-        UnsupportedError: It has a BatchNorm layer with running statistics.
+        UnsupportedError: The network has a BatchNorm layer with running statistics.
 
     Source: Blundell et al., "Weight Uncertainty in Neural Networks", ICML 2015 (arXiv 1505.05424); ``make_bbb_enn`` of ENN.
 
@@ -112,7 +112,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         return std
 
     def noise(self, index: Tensor) -> Tensor:
-        """Standard normal numbers [Z, P], float32, of the seeds ``index`` [Z].
+        """Standard normal numbers [Z, P] in float32, for the seeds ``index`` [Z].
 
         Raises:
             InputError: ``index`` does not hold integers [Z].
@@ -124,11 +124,11 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         return to_normal(index.to(self.spread.rho.device), self.num_weights)
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
-        """The weights [Z, *shape] under the seeds ``index`` [Z], by their names in the network."""
+        """The weights [Z, *shape] for the seeds ``index`` [Z], by their names in the network."""
         return self.weights_of_noise(self.noise(index))
 
     def weights_of_noise(self, noise: Tensor, std: Tensor | None = None) -> dict[str, Tensor]:
-        """The weights mean + std noise [Z, *shape] for any ``noise`` [Z, P], by their names; ``std`` saves computing :attr:`std` again."""
+        """The weights mean + std noise [Z, *shape] for any ``noise`` [Z, P], by their names. ``std`` avoids computing :attr:`std` again."""
         stds = torch.split(self.std if std is None else std, self._sizes)
         noises = torch.split(noise, self._sizes, dim=1)
         return {
@@ -137,11 +137,11 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         }
 
     def call(self, x: Any, weights: dict[str, Tensor]) -> Tensor:
-        """Outputs [Z, B, ...] under the weights that :meth:`weights` gave."""
+        """Outputs [Z, B, ...] with the weights from :meth:`weights`."""
         return call_with_weights(self.network, self.read_output, weights, x) / self.temperature
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] for the seeds ``index`` [Z]."""
         if self.training or torch.compiler.is_compiling():
             return self.call(x, self.weights(index))
         std = self.std
@@ -158,11 +158,11 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         mixture_weight: float = 0.5,
         weights: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """KL of the weights' distribution from a prior, in nats: exact for one Gaussian, else estimated from ``weights``.
+        """KL divergence of the weights' distribution from a prior, in nats: exact for one Gaussian, else estimated from ``weights``.
 
         Args:
             prior_std: Standard deviation of the prior.
-            second_prior_std: That of a second component; None: there is one.
+            second_prior_std: Standard deviation of a second component; None: there is only one.
             mixture_weight: Probability of the first component.
             weights: Draws of the weights, which the estimate against a mixture needs.
 
@@ -170,7 +170,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
             A scalar, or an estimate per draw [Z].
 
         Raises:
-            InputError: There are no draws for a mixture, or a number is out of range.
+            InputError: There are no draws for a mixture prior, or a number is out of range.
         """
         if second_prior_std is None:
             return diagonal_gaussian_kl(self.mean, self.std, prior_std)

@@ -26,33 +26,33 @@ _GENERATED = (
 
 
 class HypermodelNetwork(EpistemicNetwork):
-    """f(x, z) = network(x; weights(z)) + prior(x, z), where weights(z) is linear in z, or in an MLP of it.
+    """f(x, z) = network(x; weights(z)) + prior(x, z), where weights(z) is linear in z or in an MLP of z.
 
     The weights and biases of the network's linear layers and convolutions are generated if they require a gradient. Other
     parameters (of a LayerNorm, for instance) are trained as usual and shared by all indices. All indices run in one batched
-    call; in evaluation, as many at once as memory has room for. A BatchNorm layer is an error, since its running statistics
+    call; in evaluation, as many at once as fit into memory. A BatchNorm layer raises, since its running statistics
     would mix those of all indices.
 
-    To generate P weights takes (D + 1) P parameters, where D is the size of the index or of the torso's last layer.
+    Generating P weights takes (D + 1) P parameters, where D is the size of the index or of the torso's last layer.
 
     Args:
         network: The network whose weights are generated, in place. It cannot be used alone afterwards.
-        indexer: Where the vectors z are drawn from; default :class:`ScaledGaussianIndexer` of dimension 8.
+        indexer: The source of the vectors z; by default a :class:`ScaledGaussianIndexer` of dimension 8.
         hidden_sizes: Widths of the torso's layers, an MLP over z with ReLU between layers. Without layers, the hypermodel is
             linear.
-        scale: Whether generated weights (not biases) are divided by sqrt(fan_in), so that the learnt numbers are of order one.
-        initialization: ``"network"``: weights(z) starts about the network's own initial weights, with their spread, layer by
-            layer. ``"enn"``: it starts about small random weights, as ENN draws them.
+        scale: Whether generated weights (not biases) are divided by sqrt(fan_in), so that the learned numbers are of order one.
+        initialization: ``"network"``: weights(z) starts around the network's own initial weights, with their spread, layer by
+            layer. ``"enn"``: it starts around small random weights, drawn as in ENN.
         prior: A prior g(x, z) to [Z, B, C], frozen: :class:`PriorIndependentLayers`, another :class:`HypermodelNetwork`, or
             any of :mod:`lightning_uq.networks.priors`.
-        prior_scale: Its scale.
+        prior_scale: Scale of the prior.
         calibrate_prior: Whether that scale is a spread over z in units of the output, measured on the first training batch.
-            Otherwise it is a factor, as the original's is.
+            Otherwise it is a factor, as in the original.
         output: What ``network`` returns.
 
     Raises:
-        InputError: The network has no layer whose weights could be generated, or the indexer draws no vectors.
-        UnsupportedError: It has a BatchNorm layer with running statistics, or one parameter under two names.
+        InputError: The network has no layer whose weights can be generated, or the indexer does not draw vectors.
+        UnsupportedError: The network has a BatchNorm layer with running statistics, or one parameter under two names.
 
     Source: Dwaracherla et al., "Hypermodels for Exploration", ICLR 2020 (arXiv 2006.07464); ``enn.networks.hypermodels``.
 
@@ -83,7 +83,7 @@ class HypermodelNetwork(EpistemicNetwork):
         if not 0 <= prior_scale < math.inf:
             raise InputError(f"`prior_scale` must be at least 0 and finite, but it is {prior_scale}.")
         check_generable(network, "HypermodelNetwork")
-        # Drawn here, and not where it is needed: a compiled graph holds it as a constant.
+        # Drawn here rather than on use, because a compiled graph holds it as a constant.
         self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         if self._calibration_index.ndim != 2 or not self._calibration_index.is_floating_point():
             raise InputError(f"`indexer` must draw vectors [Z, D], but it is {self.indexer!r}.")
@@ -108,11 +108,11 @@ class HypermodelNetwork(EpistemicNetwork):
 
     @property
     def num_weights(self) -> int:
-        """P, the number of weights that are generated for each index."""
+        """P, the number of generated weights per index."""
         return sum(shape.numel() for shape in self.shapes)
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
-        """The weights [Z, *shape] by their names in the network, as it is called with them."""
+        """The weights [Z, *shape] by their names in the network, as the network is called with them."""
         if index.ndim != 2 or index.shape[1] != self.index_dim or not index.is_floating_point():
             raise InputError(
                 f"`index` must be vectors [Z, {self.index_dim}], but it is {index.dtype} of shape {list(index.shape)}."
@@ -125,7 +125,7 @@ class HypermodelNetwork(EpistemicNetwork):
         }
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] for the rows of ``index`` [Z, index_dim]."""
         if self.training and self.calibrate_prior and self.prior is not None and not self.prior_scale.measured:
             with torch.no_grad(), torch.autocast(self.generator.weight.device.type, enabled=False):
                 self.prior_scale.measure(self.prior(x, self._calibration_index.to(self.generator.weight)))
@@ -134,7 +134,7 @@ class HypermodelNetwork(EpistemicNetwork):
         return in_chunks(lambda part: self._run(x, part), index, sets_at_once(self.num_weights, x))
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands of the output, each [Z, B, ...]: what is trained, and the scaled prior."""
+        """The two summands of the output, each [Z, B, ...]: the trained part and the scaled prior."""
         learned = call_with_weights(self.network, self.read_output, self.weights(index), x)
         if self.prior is None:
             return learned, torch.zeros_like(learned)
@@ -163,14 +163,14 @@ class HypermodelNetwork(EpistemicNetwork):
                 start = value.flatten().float() / factor
                 nn.init.normal_(weight).mul_(start.square().mean().sqrt() / length)
                 bias.copy_(start)
-            else:  # Haiku's VarianceScaling(1, "fan_avg", "truncated_normal"), of the bias too, whose fans are its length
+            else:  # Haiku's VarianceScaling(1, "fan_avg", "truncated_normal"), also for the bias, whose fans are its length
                 for part, fan in ((weight, (weight.shape[0] + weight.shape[1]) / 2), (bias, weight.shape[0])):
                     std = fan**-0.5 / CUT_STD
                     nn.init.trunc_normal_(part, 0.0, std, -2 * std, 2 * std)
 
 
 def _take_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The weights that will be generated, by name; an empty buffer stays in the place of each."""
+    """Remove the weights that will be generated and return them by name; an empty buffer replaces each."""
     if len(list(network.named_parameters())) != len(list(network.named_parameters(remove_duplicate=False))):
         raise UnsupportedError("HypermodelNetwork does not support one parameter under two names.")
     taken: dict[str, Tensor] = {}
@@ -190,5 +190,5 @@ def _take_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _fan_in(value: Tensor) -> int:
-    """Inputs of one output; 1 of a bias."""
+    """The number of inputs of one output; 1 for a bias."""
     return value[0].numel() if value.ndim > 1 else 1

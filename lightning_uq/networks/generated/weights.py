@@ -1,4 +1,4 @@
-"""One network under many sets of weights, one set per index."""
+"""One network with many sets of weights, one set per index."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +12,18 @@ from lightning_uq.networks.ensemble.mapped_call import call_mapped
 from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 
-_MAX_WEIGHTS = 1 << 26  # generated at once in evaluation: 256 MB in float32
+_MAX_WEIGHTS = 1 << 26  # weights generated at once in evaluation: 256 MB in float32
 
 
 def check_generable(network: nn.Module, name: str) -> None:
-    """Check that a network's weights exist, and that it keeps no statistics of its activations.
+    """Check that a network's weights exist, and that it has no running statistics of its activations.
 
     Raises:
-        InputError: A lazy module has not seen its first batch.
-        UnsupportedError: It has a BatchNorm layer with running statistics.
+        InputError: A lazy module is not initialized.
+        UnsupportedError: The network has a BatchNorm layer with running statistics.
     """
     if any(nn.parameter.is_lazy(p) for p in network.parameters()):
-        raise InputError(f"`network` must be initialised, but {type(network).__name__} is lazy.")
+        raise InputError(f"`network` must be initialized, but {type(network).__name__} is lazy.")
     for path, module in network.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             raise UnsupportedError(
@@ -33,12 +33,12 @@ def check_generable(network: nn.Module, name: str) -> None:
 
 
 def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping[str, Tensor], x: Any) -> Tensor:
-    """Outputs [Z, B, ...] of ``network`` with each of the Z rows of ``weights`` [Z, ...] in the place of its own.
+    """Outputs [Z, B, ...] of ``network`` with each of the Z rows of ``weights`` [Z, ...] in place of its own weights.
 
     All indices run in one batched call (``torch.vmap``). The part before the first of these weights runs once.
 
     Raises:
-        UnsupportedError: ``torch.vmap`` cannot map what the network does.
+        UnsupportedError: ``torch.vmap`` cannot map an operation of the network.
     """
     try:
         return call_mapped(network, reader, weights, x, None)
@@ -49,5 +49,5 @@ def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping
 
 
 def sets_at_once(num_weights: int, x: Any) -> int:
-    """How many indices, each with a set of weights, one pass over the batch ``x`` takes in evaluation."""
+    """The number of indices, each with a set of weights, per pass over the batch ``x`` in evaluation."""
     return indices_at_once(x, num_weights, _MAX_WEIGHTS)

@@ -19,7 +19,7 @@ class AdditivePrior(nn.Module):
         functions: The K functions g_k, each x [B, ...] to [B, C]; their parameters become buffers, in place.
 
     Raises:
-        InputError: There is no function, or an index has not K entries.
+        InputError: There is no function, or an index does not have K entries.
 
     Source: Osband et al., arXiv 2107.08924, section 3.2 (``combine_functions_linear_in_index`` in their code).
 
@@ -36,11 +36,11 @@ class AdditivePrior(nn.Module):
             raise InputError("`functions` must hold at least one module, but it is empty.")
 
     def train(self, mode: bool = True) -> "AdditivePrior":
-        """Nothing here is trained: the functions stay in eval mode."""
+        """Do nothing: the functions are not trained and stay in eval mode."""
         return super().train(False)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, K]; each function runs once."""
+        """Outputs [Z, B, C] of x [B, ...] for the rows of ``index`` [Z, K]; each function runs once."""
         if index.ndim != 2 or index.shape[1] != len(self.functions):
             raise InputError(f"`index` must be [Z, {len(self.functions)}], but its shape is {list(index.shape)}.")
         outputs = torch.stack([function(x) for function in self.functions])
@@ -57,7 +57,7 @@ def mlp_prior(
         num_outputs: C.
         index_dim: K.
         hidden_sizes: Widths of each MLP's hidden layers; the testbed's are (5, 5).
-        seed: Seed of its weights; the global generator draws them without it.
+        seed: Seed of the weights; None uses the global generator.
 
     Example:
         >>> mlp_prior(10, 2, index_dim=8, seed=0)(torch.zeros(3, 10), torch.randn(5, 8)).shape
@@ -98,7 +98,7 @@ def imagenet_conv_prior(
 def imagenet_mlp_prior(
     num_outputs: int = 1000, index_dim: int = 30, in_channels: int = 3, seed: int | None = None
 ) -> AdditivePrior:
-    """An :class:`AdditivePrior` of MLPs (50, 50) on 224 x 224 images whose 10 x 10 windows, 5 apart, are averaged.
+    """An :class:`AdditivePrior` of MLPs (50, 50) on 224 x 224 images after average pooling with 10 x 10 windows and stride 5.
 
     Example:
         >>> imagenet_mlp_prior(index_dim=2)(torch.zeros(1, 3, 224, 224), torch.randn(5, 2)).shape
@@ -106,7 +106,7 @@ def imagenet_mlp_prior(
     """
 
     def function() -> nn.Module:
-        # Flattened channels last, as the original's images are.
+        # Flattened with channels last, like the original's images.
         windows = nn.Sequential(nn.AvgPool2d(10, 5), ChannelsLast(), nn.Flatten())
         return nn.Sequential(windows, MLP(43 * 43 * in_channels, num_outputs, hidden_sizes=(50, 50)))
 

@@ -1,4 +1,4 @@
-"""Convolutions with TensorFlow's padding, and the small convolutional function that priors are made of."""
+"""Convolutions with TensorFlow's padding, and the small convolutional function of priors."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], value
     Args:
         x: Images [..., H, W].
         kernel_size: Height and width of the window.
-        stride: Its steps.
-        value: What is filled in; -inf before max-pooling.
+        stride: Stride of the window.
+        value: The padding value; -inf before max-pooling.
 
     Example:
         >>> pad_same(torch.ones(1, 4), (1, 3), (1, 2)).tolist()
@@ -29,7 +29,7 @@ def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], value
     return F.pad(x, padding, value=value)
 
 
-# The padding follows from the size, which a tracer does not know: it records the call whole.
+# Recorded as one call, because the padding depends on the size, which a tracer does not know.
 torch.fx.wrap("pad_same")
 
 
@@ -47,16 +47,16 @@ class SameConv2d(nn.Conv2d):
 
 
 class ConvFunction(nn.Module):
-    """A small convolutional network whose convolutions are SAME, and whose features are flattened channels last.
+    """A small network of SAME convolutions, whose features are flattened with channels last.
 
-    Images of another size than ``image_size`` are resized to it, bilinearly and with antialiasing.
+    Images with a size other than ``image_size`` are resized to it, bilinearly and with antialiasing.
 
     Args:
         num_outputs: C.
-        channels: Of the convolutions, each followed by a ReLU.
-        kernel_sizes: Of each.
-        strides: Of each.
-        image_size: Height and width that the function sees.
+        channels: Channels of the convolutions, each followed by a ReLU.
+        kernel_sizes: Kernel size of each convolution.
+        strides: Stride of each convolution.
+        image_size: Height and width of the resized images.
         in_channels: Channels of the images [B, in_channels, H, W].
 
     Example:
@@ -103,5 +103,5 @@ class ChannelsLast(nn.Module):
     """[B, C, H, W] to [B, H, W, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same numbers in another order."""
+        """The input with its axes permuted."""
         return x.permute(0, 2, 3, 1)

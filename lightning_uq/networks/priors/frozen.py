@@ -1,4 +1,4 @@
-"""Modules whose weights no optimizer sees: frozen networks, and priors that read an index."""
+"""Modules whose weights are hidden from optimizers: frozen networks, and priors that take an index."""
 
 import inspect
 
@@ -11,7 +11,7 @@ def adopt_prior(prior: nn.Module | None) -> nn.Module | None:
     """Freeze a prior g(x, z), in place, and return it; None stays None.
 
     Raises:
-        InputError: It takes no index, as a plain network, or it is not a module.
+        InputError: It takes no index, like a plain network, or is not a module.
     """
     if prior is None:
         return None
@@ -22,7 +22,7 @@ def adopt_prior(prior: nn.Module | None) -> nn.Module | None:
     except TypeError:
         raise InputError(
             f"`prior` must be a network g(x, z) of an input and an index, but {type(prior).__name__} takes no index. "
-            "`lightning_uq.networks.AdditivePrior` makes one of plain networks."
+            "Build one from plain networks with `lightning_uq.networks.AdditivePrior`."
         ) from None
     return freeze_as_buffers(prior)
 
@@ -30,8 +30,8 @@ def adopt_prior(prior: nn.Module | None) -> nn.Module | None:
 def freeze_as_buffers(module: nn.Module) -> nn.Module:
     """Turn every parameter of ``module`` into a buffer of the same name, in place, and set it to eval mode.
 
-    The state dict keeps its names, and the weights move with the module; no optimizer, weight decay, gradient clipping
-    or DDP ever sees them. A second call changes nothing.
+    The state dict keeps its names, and the weights move with the module. Optimizers, weight decay, gradient clipping
+    and DDP do not see them. A second call changes nothing.
 
     Args:
         module: The module tree; a parameter that two names share stays shared.
@@ -40,7 +40,7 @@ def freeze_as_buffers(module: nn.Module) -> nn.Module:
         ``module`` itself.
 
     Raises:
-        InputError: A lazy module has not seen its first batch.
+        InputError: A lazy module is not initialized.
 
     Example:
         >>> frozen = freeze_as_buffers(nn.Linear(2, 1))
@@ -48,7 +48,7 @@ def freeze_as_buffers(module: nn.Module) -> nn.Module:
         ([], ['bias', 'weight'])
     """
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
-        raise InputError(f"`module` must be initialised, but {type(module).__name__} is lazy.")
+        raise InputError(f"`module` must be initialized, but {type(module).__name__} is lazy.")
     buffers: dict[int, Tensor] = {}
     for submodule in module.modules():
         for name, parameter in list(submodule._parameters.items()):

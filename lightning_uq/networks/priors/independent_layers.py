@@ -14,11 +14,11 @@ from lightning_uq.networks.mlp import check_sizes
 
 
 class PriorIndependentLayers(nn.Module):
-    """A frozen MLP g(x, z); each layer's weights are linear in its own slice of z.
+    """A frozen MLP g(x, z) in which each layer's weights are linear in its own slice of z.
 
-    Layer l reads its share z_l of the index: weights sum_i w_i z_li and biases sum_i b_i z_li, where each weight's vector w
-    and each bias's b is of length one. All but the first layer divide their weights by sqrt(fan_in). With fewer entries than
-    layers, every layer reads all of z. Its weights are buffers.
+    Layer l uses its slice z_l of the index: weights sum_i w_i z_li and biases sum_i b_i z_li, where the vector w of each weight
+    and b of each bias has length one. All layers but the first divide their weights by sqrt(fan_in). If z has fewer entries than
+    layers, every layer uses all of z. The weights are buffers.
 
     Args:
         in_features: Input dimension d; inputs are flattened.
@@ -26,12 +26,12 @@ class PriorIndependentLayers(nn.Module):
         index_dim: Dimension of z.
         hidden_sizes: Widths of the hidden layers, with ReLU.
         weight_scaling: Variance of a generated weight, per unit of |z_l|^2.
-        bias_scaling: That of a bias.
-        bias: Added to b after its length is set.
-        seed: Seed of its weights; the global generator draws them without it.
+        bias_scaling: Variance of a generated bias, per unit of |z_l|^2.
+        bias: Constant added to b after its normalization.
+        seed: Seed of the weights; None uses the global generator.
 
     Raises:
-        InputError: A size below 1, or an input or index of another size.
+        InputError: A size is below 1, or an input or index has another size.
 
     Source: ``PriorMLPIndependentLayers`` of ``enn.networks.hypermodels``.
 
@@ -71,7 +71,7 @@ class PriorIndependentLayers(nn.Module):
             self.register_buffer(f"bias_{i}", torch.randn(b, part.shape[1], generator=generator))
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        """Outputs [Z, B, C] of x [B, ...] for the rows of ``index`` [Z, index_dim]."""
         if index.ndim != 2 or index.shape[1] != self.index_dim:
             raise InputError(f"`index` must be [Z, {self.index_dim}], but its shape is {list(index.shape)}.")
         h = x.flatten(1)
@@ -80,7 +80,7 @@ class PriorIndependentLayers(nn.Module):
                 f"The prior's input must have {self.in_features} features (`in_features`), but it has {h.shape[1]}."
             )
         for i, part in enumerate(self._split(index)):
-            # The lengths are set here, so that a state dict or ENN's weights go in as they are.
+            # Normalized here, so that a state dict or ENN's weights can be loaded unchanged.
             weight = F.normalize(self.get_buffer(f"weight_{i}"), dim=-1, eps=0) * math.sqrt(self.weight_scaling)
             bias = F.normalize(self.get_buffer(f"bias_{i}"), dim=-1, eps=0) * math.sqrt(self.bias_scaling) + self.bias
             if i:

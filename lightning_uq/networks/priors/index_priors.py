@@ -23,16 +23,16 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
     """f(x, z) + scale * g(x, z): an epistemic network plus a frozen random function of the same index.
 
     Args:
-        network: The part that is trained.
+        network: The trained part.
         prior: g, called with x [B, ...] and the index: an :class:`~lightning_uq.networks.AdditivePrior`, a
             :class:`ChoicePrior`, a :class:`RandomIndexMLP`, or another epistemic network. Its parameters become buffers, in
             place, and it stays in eval mode.
         scale: Factor of the prior.
-        moves: ``"output"``: g has the network's shape [Z, B, ...]; ``"mean"``: of outputs [Z, B, 2 D], means and raw
-            variances, g [Z, B, D] moves the means alone.
+        moves: ``"output"``: g has the network's shape [Z, B, ...]. ``"mean"``: for outputs [Z, B, 2 D], means and raw
+            variances, g [Z, B, D] only shifts the means.
 
     Raises:
-        InputError: The shapes do not go together, or an argument is not as above.
+        InputError: The shapes do not match, or an argument is invalid.
 
     Source: Osband et al., arXiv 1806.03335 and arXiv 2107.08924; ``EnnWithAdditivePrior`` of google-deepmind/enn.
 
@@ -65,7 +65,7 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
         return add_prior(self.network(x, index), self._prior(x, index), self.scale)
 
     def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands of the output, each [Z, B, ...]: what is trained, and the scaled priors."""
+        """The two summands of the output, each [Z, B, ...]: the trained part and the scaled priors."""
         learned, prior = self.network.learned_and_prior(x, index)
         return learned, add_prior(prior, self._prior(x, index), self.scale)
 
@@ -76,10 +76,10 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
 
 
 class ChoicePrior(nn.Module):
-    """A frozen random function g_z(x) that the index, a member's number, picks.
+    """A frozen random function g_z(x), selected by the index, a member's number.
 
     Args:
-        functions: The K functions, each x [B, ...] to [B, C]. Functions of one architecture run as one.
+        functions: The K functions, each x [B, ...] to [B, C]. Functions of the same architecture run as one.
 
     Raises:
         InputError: There is no function.
@@ -101,27 +101,27 @@ class ChoicePrior(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "ChoicePrior":
-        """Nothing here is trained: the functions stay in eval mode."""
+        """Do nothing: the functions are not trained and stay in eval mode."""
         return super().train(False)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of x [B, ...] under the functions that ``index`` [Z] names."""
+        """Outputs [Z, B, C] of x [B, ...] from the functions selected by ``index`` [Z]."""
         output: Tensor = self.functions(x, index)
         return output
 
 
 class RandomIndexMLP(nn.Module):
-    """A frozen random function of input and index: an MLP over [x, z], with larger weights than a network starts with.
+    """A frozen random function of input and index: an MLP over [x, z] with larger weights than a network's initial ones.
 
     Args:
         in_features: Size of the flattened input.
         num_outputs: C.
         index_dim: Dimension of z.
         hidden_sizes: Widths of the hidden layers.
-        weight_scale: Weights have variance ``weight_scale`` / fan_in; the original calls this number a standard deviation,
-            and uses it as here.
-        bias_std: Standard deviation of the biases, before their normal is cut at two of it.
-        seed: Seed of its weights; the global generator draws them without it.
+        weight_scale: Weights have variance ``weight_scale`` / fan_in. The original calls this number a standard deviation,
+            but uses it in the same way.
+        bias_std: Standard deviation of the biases, before the truncation at twice that.
+        seed: Seed of the weights; None uses the global generator.
 
     Raises:
         InputError: A size is below 1, or a scale is negative.
@@ -159,11 +159,11 @@ class RandomIndexMLP(nn.Module):
         freeze_as_buffers(self)
 
     def train(self, mode: bool = True) -> "RandomIndexMLP":
-        """Nothing here is trained."""
+        """Do nothing: the function is not trained."""
         return super().train(False)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        """Outputs [Z, B, C] of x [B, ...] for the rows of ``index`` [Z, index_dim]."""
         check_vectors(index, self.index_dim)
         first, *others = self.mlp
         weight: Tensor = first.weight  # type: ignore[assignment]  # it is linear

@@ -13,11 +13,11 @@ class NetworkWithPrior(nn.Module):
     """A trained network plus a frozen random one: network(x) + scale * prior(x).
 
     Training cannot undo the prior away from the data, so members with independent priors disagree there. The prior's weights
-    are buffers, and it is always in eval mode. The gradient with respect to ``x`` runs through both networks.
+    are buffers, and it is always in eval mode. The gradient with respect to ``x`` flows through both networks.
 
     Args:
-        network: The part that is trained.
-        prior: The random part, with outputs of the same shape. Of an output [B, 2 D] of means and raw variances it moves both.
+        network: The trained part.
+        prior: The random part, with outputs of the same shape. For an output [B, 2 D] of means and raw variances, it shifts both.
             Its parameters become buffers, in place.
         scale: Factor of the prior.
 
@@ -55,12 +55,12 @@ def priors_of_members(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def trained_part(network: nn.Module) -> nn.Module:
-    """The trained part of a :class:`NetworkWithPrior`; any other network itself."""
+    """The trained part of a :class:`NetworkWithPrior`, or any other network itself."""
     return network.network if isinstance(network, NetworkWithPrior) else network
 
 
 def add_prior(output: Tensor, prior: Tensor, scale: float) -> Tensor:
-    """output + scale * prior, of one shape."""
+    """output + scale * prior, which have the same shape."""
     if output.shape != prior.shape:
         raise InputError(
             f"The prior's output must have the network's shape {list(output.shape)}, but its shape is {list(prior.shape)}."
@@ -68,5 +68,5 @@ def add_prior(output: Tensor, prior: Tensor, scale: float) -> Tensor:
     return output + scale * prior
 
 
-# A tracer of the networks records the call whole, with its check of shapes.
+# A tracer of the networks records it as one call, including its check of shapes.
 torch.fx.wrap("add_prior")

@@ -1,4 +1,4 @@
-"""Random functions that look like draws of a Gaussian process: priors for any network."""
+"""Random functions that resemble draws from a Gaussian process, as priors for any network."""
 
 import math
 
@@ -14,10 +14,10 @@ Gamma = float | tuple[float, float]
 
 
 class RandomFeatureGP(KeepsPrecision):
-    r"""A draw of a Gaussian process by F random features: scale * sum_k alpha_k cos(gamma w_k . x + b_k).
+    r"""A draw from a Gaussian process by F random features: scale * sum_k alpha_k cos(gamma w_k . x + b_k).
 
-    With w ~ N(0, I), b ~ U[0, 2 pi) and alpha ~ N(0, 1 / F), one draw for every output of w and b, its covariance is
-    scale^2 / 2 * exp(-gamma^2 ||x - x'||^2 / 2). Nothing is trained; the numbers are buffers. It serves as ``prior`` of a
+    With w ~ N(0, I), b ~ U[0, 2 pi) and alpha ~ N(0, 1 / F), and a separate draw of w and b for each output, its covariance is
+    scale^2 / 2 * exp(-gamma^2 ||x - x'||^2 / 2). It is not trained, and its numbers are buffers. It can be the ``prior`` of a
     :class:`~lightning_uq.networks.NetworkWithPrior` and as one of the functions of an
     :class:`~lightning_uq.networks.AdditivePrior` or :class:`~lightning_uq.networks.ChoicePrior`.
 
@@ -25,7 +25,7 @@ class RandomFeatureGP(KeepsPrecision):
         in_features: Size of the flattened input.
         num_outputs: C.
         num_features: F.
-        gamma: Inverse length scale; a pair (low, high) draws one per feature, uniformly.
+        gamma: Inverse length scale. For a pair (low, high), one is drawn per feature, uniformly.
         scale: Factor of the output.
         generator: Source of randomness.
 
@@ -70,7 +70,7 @@ class RandomFeatureGP(KeepsPrecision):
         self.register_buffer("gamma", drawn)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Values [B, C] at x [B, ...]; computed in float32 where ``x`` is of half precision or autocast is on."""
+        """Values [B, C] at x [B, ...]; computed in float32 if ``x`` has half precision or autocast is on."""
         with torch.autocast(x.device.type, enabled=False):
             flat = x.flatten(1).to(self.weight.dtype)
             phase = self.gamma * torch.einsum("bi,kio->bko", flat, self.weight) + self.bias
@@ -79,7 +79,7 @@ class RandomFeatureGP(KeepsPrecision):
 
 
 class NullFunction(nn.Module):
-    """Zeros [B, C]: the function of an index entry that goes with no prior.
+    """Zeros [B, C]: the function of an index entry without a prior.
 
     Args:
         num_outputs: C.
@@ -116,10 +116,10 @@ def gp_prior(
         in_features: Size of the flattened input.
         num_outputs: C.
         index_dim: K.
-        num_features: Random features of each function.
+        num_features: Number of random features of each function.
         gamma: Inverse length scale, or a range to draw it from.
         scale: Factor of each function.
-        seed: Seed of the functions; the global generator draws them without it.
+        seed: Seed of the functions; None uses the global generator.
 
     Example:
         >>> gp_prior(10, 2, index_dim=8, seed=0)(torch.zeros(3, 10), torch.randn(5, 8)).shape

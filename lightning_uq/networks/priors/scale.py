@@ -9,18 +9,18 @@ from torch import Tensor
 from lightning_uq.functional.precision import widen
 from lightning_uq.networks.precision import KeepsPrecision, all_sum
 
-# Number of indices z over which the spread of a prior is measured.
+# Number of indices z for measuring the spread of a prior.
 SPREAD_DRAWS = 256
 
 
 class PriorScale(KeepsPrecision):
-    """Scales a prior by the spread that it has over z.
+    """Scales a prior by its spread over z.
 
     The spread is the root mean square, over inputs and outputs, of the prior's standard deviation over z. It is measured
-    once, on the first training batch of all ranks, and kept.
+    once, on the first training batch of all ranks, and then fixed.
 
     Args:
-        scale: The spread, in units of the output (logits). A prior that nobody measured is multiplied by it.
+        scale: The spread, in units of the output (logits). Before the measurement, it is a factor of the prior.
 
     Example:
         >>> prior = PriorScale(2.0)
@@ -41,7 +41,7 @@ class PriorScale(KeepsPrecision):
         self.register_buffer("running_factor", torch.tensor(float(scale)), persistent=False)
 
     def measure(self, prior: Tensor) -> None:
-        """Take the spread of the prior's outputs [Z, B, C] as the unit."""
+        """Use the spread of the prior's outputs [Z, B, C] as the unit."""
         variance = widen(prior.detach()).var(0)
         sums = all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
         self.running_spread.copy_((sums[0] / sums[1]).sqrt())

@@ -1,4 +1,4 @@
-"""How a bound is attached to a layer, and how it survives copies, pickles and state dicts."""
+"""Attaches a bound to a layer, and preserves it in copies, pickles and state dicts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_uq.networks.spectral_norm.power_iteration import PowerIteration
 
 
 def attach(layer: Any, bound: Bound) -> None:
-    """Bound ``layer.weight``: the layer's class changes to one with a computed ``weight``."""
+    """Bound ``layer.weight``. The layer's class changes to one with a computed ``weight``."""
     parametrize.register_parametrization(layer, "weight", bound, unsafe=True)
     _make_copyable(layer)
     if isinstance(bound, ConvolutionNorm):
@@ -22,10 +22,10 @@ def attach(layer: Any, bound: Bound) -> None:
 
 
 def detach(layer: nn.Module) -> None:
-    """Put the bounded weight in the place of the computed one; the layer gets its class back."""
+    """Replace the computed weight by the bounded one, and restore the layer's class."""
     bound = bound_of(layer)
     assert bound is not None
-    bound.eval()  # so that reading the weight takes no step of the power iteration
+    bound.eval()  # so that reading the weight does not take a step of the power iteration
     for handle in bound.handles:
         handle.remove()
     parametrize.remove_parametrizations(layer, "weight")
@@ -65,7 +65,7 @@ def _translate_keys(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """State pre-hook: rename the keys of the original code, or of a layer without a bound, to this layer's."""
+    """State pre-hook: rename the keys of the original code, or of an unbounded layer, to this layer's."""
     bound = bound_of(layer)
     assert bound is not None
     target = f"{prefix}parametrizations.weight."
@@ -91,14 +91,14 @@ def _translate_keys(
 
 
 def _make_copyable(layer: nn.Module) -> None:
-    """Tell pickle how to make the parametrized class again, which torch refuses to pickle.
+    """Tell pickle how to rebuild the parametrized class, which torch refuses to pickle.
 
-    Torch's own deep copies share that class, and with it the computed weight: removing it from a copy breaks the other.
+    Torch's own deep copies share that class, and with it the computed weight, so removing it from a copy breaks the original.
     """
     made: Any = type(layer)
     made.__reduce_ex__ = _reduce
     if "__deepcopy__" in vars(made):
-        del made.__deepcopy__  # copies go through __reduce_ex__
+        del made.__deepcopy__  # copies use __reduce_ex__
 
 
 def _reduce(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def _reduce(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
 
 
 def _rebuild(base: type[nn.Module], names: list[str]) -> nn.Module:
-    """An empty module of the parametrized class, which unpickling fills."""
+    """An empty module of the parametrized class, to be filled by unpickling."""
     layer = base.__new__(base)
     nn.Module.__init__(layer)
     for name in names:

@@ -1,4 +1,4 @@
-"""The bound of a BatchNorm layer, which has a norm in closed form."""
+"""The bound of a BatchNorm layer, whose norm has a closed form."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ class BatchNormBound(Bound):
 
     Args:
         layer: The BatchNorm layer.
-        coefficient: The largest s that the layer may have.
+        coefficient: The largest allowed s of the layer.
     """
 
     def __init__(self, layer: nn.Module, coefficient: float) -> None:
         super().__init__(coefficient)
-        self._layer = (layer,)  # in a tuple, so that the layer is no submodule of its own parametrization
+        self._layer = (layer,)  # in a tuple, so that the layer does not become a submodule of its own parametrization
 
     def forward(self, weight: Tensor) -> Tensor:
         """The bounded scale."""

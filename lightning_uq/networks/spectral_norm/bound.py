@@ -8,7 +8,7 @@ class Bound(nn.Module):
     """A parametrization that divides a weight so that its layer stretches no input by more than ``coefficient``.
 
     Args:
-        coefficient: The largest norm that the layer may have.
+        coefficient: The largest allowed norm of the layer.
 
     Attributes:
         handles: Hooks on the layer, which :func:`~lightning_uq.networks.spectral_norm.remove_spectral_norm` removes.
@@ -21,13 +21,13 @@ class Bound(nn.Module):
 
     @property
     def is_sized(self) -> bool:
-        """Whether everything is known that the norm depends on."""
+        """Whether the norm can be computed, because the size of the input is known if it matters."""
         return True
 
     def cold_state(self) -> dict[str, Tensor]:
-        """Buffers that belong to newly loaded weights: the next forward computes their norm anew."""
+        """The buffers for newly loaded weights, whose norm the next forward computes."""
         return {}
 
     def extra_repr(self) -> str:
-        """The settings that ``print`` shows."""
+        """The settings for ``print``."""
         return f"coefficient={self.coefficient}"

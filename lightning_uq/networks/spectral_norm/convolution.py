@@ -24,8 +24,8 @@ class ConvolutionNorm(PowerIteration):
 
     Args:
         layer: The convolution.
-        kind: Its class in ``torch.nn``.
-        coefficient: The largest norm that the operator may have.
+        kind: Class of the convolution in ``torch.nn``.
+        coefficient: The largest allowed norm of the operator.
         n_power_iterations: Steps of the power iteration in each training forward.
         n_warmup_iterations: Steps at the first forward, and at the first one of a new size.
         eps: Added to the divisor of the weight.
@@ -65,7 +65,7 @@ class ConvolutionNorm(PowerIteration):
         else:
             sides = [(size, size) for size in conv.padding]
         self.padding = tuple(side for pair in reversed(sides) for side in pair)  # in F.pad's order: the last axis first
-        # Convolutions pad with equally many zeros on both sides by themselves; everything else takes a call of ``pad``.
+        # Convolutions can pad with equally many zeros on both sides; anything else needs a call of ``pad``.
         if self.padding_mode == "constant" and all(before == after for before, after in sides):
             self.own_padding, self.outer_padding = tuple(before for before, _ in sides), (0,) * len(self.padding)
         else:
@@ -81,7 +81,7 @@ class ConvolutionNorm(PowerIteration):
         """The transposed convolution of u, with the adjoint of the padding."""
         _, transpose = CONVOLUTIONS[self.kind]
         size = self.v.shape[1:]
-        # With a stride, inputs of several sizes have an output of one size; the output padding selects the right one.
+        # With a stride, inputs of several sizes have outputs of the same size; the output padding selects the right one.
         rest = [
             full - (out - 1) * stride - reach - 1
             for full, out, stride, reach in zip(self._padded(size), u.shape[1:], self.stride, self.reach, strict=True)
@@ -99,7 +99,7 @@ class ConvolutionNorm(PowerIteration):
         return found[1]
 
     def learn_size(self, size: Sequence[int]) -> None:
-        """Make u and v fit inputs of ``size``; in evaluation, only if no size is known yet."""
+        """Resize u and v for inputs of ``size``; in evaluation, only if no size is known yet."""
         if tuple(self.v.shape[1:]) == tuple(size) or (self.is_sized and not self.training):
             return
         self._resize(size)
@@ -111,18 +111,18 @@ class ConvolutionNorm(PowerIteration):
         with lasting(self.v), torch.no_grad():
             v, u = random_unit(v_shape, self.v, seed=1), random_unit(u_shape, self.u, seed=0)
             if was_sized:
-                # Padded with zeros, the old vector is stretched as before, so the bound does not jump.
+                # The old vector is padded with zeros and stretched as before, so the bound does not jump.
                 v, u = (unit(fit(old, new.shape), new) for old, new in ((self.v, v), (self.u, u)))
             for twin in list(self._twins):
                 if twin is self or not twin.is_sized:
-                    # The tensors stay the same objects, because others hold them, as DDP does with buffers.
+                    # The tensors stay the same objects, because others hold references, such as DDP to buffers.
                     twin.u.data = u.to(twin.u, copy=True)
                     twin.v.data = v.to(twin.v, copy=True)
                     twin._is_warm, twin._folded, twin.ready = False, None, None
         self._twins = weakref.WeakSet([self])
 
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`PowerIteration.read_original`; the known size of the input comes first, then a square one."""
+        """See :meth:`PowerIteration.read_original`; it tries the known size of the input first, then a square one."""
         size = list(self.v.shape[1:])
         if math.prod(self.v.shape) != v.numel():
             side = round((v.numel() / len(self.v)) ** (1 / len(size)))

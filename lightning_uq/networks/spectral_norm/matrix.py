@@ -11,7 +11,7 @@ class MatrixNorm(PowerIteration):
 
     Args:
         weight: The weight to bound.
-        coefficient: The largest norm that the matrix may have.
+        coefficient: The largest allowed norm of the matrix.
         n_power_iterations: Steps of the power iteration in each training forward.
         n_warmup_iterations: Steps at the first forward.
     """
@@ -33,5 +33,5 @@ class MatrixNorm(PowerIteration):
         return torch.outer(u, v).view(weight.shape)
 
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """u and v as they are, since the original code saves the same vectors."""
+        """u and v unchanged, since the original code saves the same vectors."""
         return u, v

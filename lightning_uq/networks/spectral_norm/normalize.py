@@ -1,4 +1,4 @@
-"""Bound every layer of a network, and put plain weights back."""
+"""Bounds every layer of a network, and restores plain weights."""
 
 import math
 from collections import Counter
@@ -44,21 +44,21 @@ def spectral_normalize(
     and again whenever it changes in training. Before the first forward, ``weight`` is unbounded. Evaluation uses the
     bound of the last training forward, at any input size.
 
-    The network may come from anywhere. Its layers keep their behaviour; their trained parameter becomes
-    ``parametrizations.weight.original``, the same object, so that an optimizer made before still works. Two layers that
-    share a weight are each bounded by their own norm, and other users of that weight, such as a tied embedding, see the
+    The network may come from any library. Its layers keep their behavior. Their trained parameter becomes
+    ``parametrizations.weight.original``, which is the same object, so an existing optimizer still works. Two layers that
+    share a weight are each bounded by their own norm, and other users of that weight, such as a tied embedding, get the
     unbounded one. A layer that runs several times in one forward takes ``n_power_iterations`` steps each time.
 
     A call of ``network`` in training computes the norms of all its layers together, in few operations. A layer that runs
-    again, or without such a call (as in ``network.features(x)``), computes its own: the same numbers in more time.
+    again, or outside such a call (as in ``network.features(x)``), computes its own norm, with the same result but more slowly.
 
-    Copies, pickles, checkpoints, weight averages, autocast and low precision work as before: u, v and sigma have at least
+    Copies, pickles, checkpoints, weight averages, autocast and low precision work as before; u, v and sigma have at least
     float32. Evaluation without gradients computes the bounded weight once, and again after ``eval()``, ``train()``,
     ``load_state_dict`` or a change of the parameter. Only a write through ``.data`` goes unnoticed: call ``eval()`` after
     it. A compiled network computes the bound in its graph; call :func:`remove_spectral_norm` before deployment.
 
-    u and v start from a fixed seed, never from the global random state, so all processes agree on them, and
-    ``DistributedDataParallel`` broadcasts them as buffers. All processes need inputs of one size in each step.
+    u and v start from a fixed seed, independent of the global random state, so all processes agree on them, and
+    ``DistributedDataParallel`` broadcasts them as buffers. In each step, all processes need inputs of the same size.
 
     ``load_state_dict`` also accepts the weights of a plain network, and those of the original code (``weight_orig``,
     ``weight_u``, ``weight_v``, ``weight_sigma``).
@@ -77,28 +77,28 @@ def spectral_normalize(
               exclude: [fc]
 
     Args:
-        network: Any network. Attention, recurrent layers and embeddings have no such operator and stay unbounded; linear
-            layers inside of them are bounded. A convolution is bounded when it is called, so not if other code only reads
+        network: Any network. Attention, recurrent layers and embeddings have no such operator and stay unbounded, but linear
+            layers inside them are bounded. A convolution is bounded when it is called, so not if other code only reads
             its ``weight``.
         coefficient: The bound c on the norm of one layer.
-        exclude: Names of submodules that stay unbounded, with everything inside them; DDU excludes the last layer, as
-            ``exclude=["fc"]`` does.
+        exclude: Names of submodules that stay unbounded, with everything inside them. DDU excludes the last layer:
+            ``exclude=["fc"]``.
         n_power_iterations: Steps of the power iteration in each training forward.
         n_warmup_iterations: Steps at a layer's first forward, so that the bound holds from the start. The estimate of the
-            norm grows; after 15 steps it is about 3 % short for a random 3x3 kernel. The original code has 0.
+            norm grows; after 15 steps it is about 3 % too small for a random 3x3 kernel. The original code uses 0.
         conv_norm: ``"operator"``, or ``"reshaped"`` for the norm of the kernel as a matrix [out, in * k * k], as in SNGP.
             The latter is cheaper but does not bound the operator. Both agree for kernels of one element with ``groups=1``,
             unless they pad with copies (``padding_mode`` other than ``"zeros"``).
         bound_batchnorm: Also bound :math:`\max_i |\gamma_i| / \sqrt{\mathrm{var}_i + \epsilon}` of each BatchNorm, with
-            its running variance. Without it, as in DDU, the network as a whole has no Lipschitz bound.
-        eps: Added to the divisor of convolutions whose operator is bounded. The original code always adds 1e-5.
+            its running variance. Otherwise, as in DDU, the network as a whole has no Lipschitz bound.
+        eps: Number added to the divisor of convolutions whose operator is bounded. The original code always adds 1e-5.
 
     Returns:
         The same network.
 
     Raises:
         InputError: An argument is out of range, ``exclude`` has an unknown name, there is no layer to bound, or a layer is
-            bounded already.
+            already bounded.
         UnsupportedError: The operator of a layer is unknown: a transposed convolution, a subclass with its own
             ``forward``, an uninitialized layer, complex weights, weights that are not parameters, a BatchNorm without
             scale or running variance. The network is unchanged.
@@ -151,7 +151,7 @@ def spectral_normalize(
             f"There is nothing to bound: {type(network).__name__} has no linear layer and no convolution outside of "
             "`exclude`."
         )
-    for layer, bound in chosen:  # after all checks, so that an error leaves the network as it was
+    for layer, bound in chosen:  # after all checks, so that an error leaves the network unchanged
         attach(layer, bound)
     if len(chosen) > 1:
         join(network)
@@ -159,20 +159,20 @@ def spectral_normalize(
 
 
 def remove_spectral_norm(network: NetworkT) -> NetworkT:
-    """Put the bounded weights in place of :func:`spectral_normalize`, as plain parameters, e.g. for export.
+    """Replace :func:`spectral_normalize` by the bounded weights as plain parameters, e.g. for export.
 
-    A weight that several layers share is copied, since each of them is bounded by itself. Other parametrizations of a
-    bounded weight are removed too; their effect stays.
+    A weight that several layers share is copied, since each layer has its own bound. Other parametrizations of a
+    bounded weight are removed too, but their effect remains.
 
     Args:
-        network: A network that :func:`spectral_normalize` has changed; it is changed back, in place.
+        network: A network changed by :func:`spectral_normalize`; it is changed back in place.
 
     Returns:
-        The same network. Its outputs in evaluation stay the same; its classes and state keys are again those of before.
+        The same network. Its outputs in evaluation do not change, and it has its original classes and state keys again.
 
     Raises:
         InputError: Nothing in ``network`` is bounded.
-        NotFittedError: A convolution has seen no input yet, so its norm is unknown.
+        NotFittedError: A convolution was not called yet, so its norm is unknown.
 
     Example:
         >>> import torch
@@ -188,7 +188,7 @@ def remove_spectral_norm(network: NetworkT) -> NetworkT:
     for name, bound in bounds.values():
         if not bound.is_sized:
             raise NotFittedError(
-                f"The norm of {name or 'the network'} depends on the size of its input, and it has seen no input yet. Run "
+                f"The norm of {name or 'the network'} depends on the size of its input, but it was not called yet. Run "
                 "one batch through the network first."
             )
     for layer in bounds:
@@ -199,13 +199,13 @@ def remove_spectral_norm(network: NetworkT) -> NetworkT:
 
 
 def _is_matrix(conv: Any) -> bool:
-    """Whether a convolution applies one matrix at every position, to inputs of which none is there twice."""
+    """Whether a convolution applies one matrix at every position, to inputs without overlap."""
     pads_with_copies = conv.padding_mode != "zeros" and not isinstance(conv.padding, str) and any(conv.padding)
     return conv.weight[0, 0].numel() == 1 and conv.groups == 1 and not pads_with_copies
 
 
 def _modules_of(network: nn.Module, names: Sequence[str]) -> set[nn.Module]:
-    """The submodules of these names, and everything inside them."""
+    """The submodules with these names, and everything inside them."""
     found = dict(network.named_modules(remove_duplicate=False))
     names = [names] if isinstance(names, str) else names
     for name in names:
@@ -218,7 +218,7 @@ def _modules_of(network: nn.Module, names: Sequence[str]) -> set[nn.Module]:
 
 
 def _own_weight(layer: nn.Module, network: nn.Module) -> None:
-    """Give ``layer`` a copy of a weight that others hold too: the bounded weight must not reach them."""
+    """Give ``layer`` a copy of a weight that others also hold, since they must not get the bounded weight."""
     owners = Counter(id(p) for module in network.modules() for p in module._parameters.values())
     on_weight = layer.get_submodule("parametrizations.weight")
     for name, parameter in list(on_weight._parameters.items()):
@@ -255,7 +255,7 @@ def _check_batchnorm(layer: Any, where: str) -> None:
 def _check_unbound(layer: nn.Module, where: str) -> None:
     if bound_of(layer) is not None:
         raise InputError(
-            f"{where} is spectral-normalized already. Call `spectral_normalize` once, or name the layer in `exclude`."
+            f"{where} is already spectral-normalized. Call `spectral_normalize` once, or name the layer in `exclude`."
         )
     if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
         raise UnsupportedError(

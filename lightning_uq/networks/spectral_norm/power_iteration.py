@@ -1,4 +1,4 @@
-"""Power iteration: the norm of a layer's linear operator, followed while the layer trains."""
+"""Power iteration, which tracks the norm of a layer's linear operator during training."""
 
 import copy
 import weakref
@@ -19,19 +19,19 @@ class PowerIteration(Bound, ABC):
 
     Args:
         weight: The weight to bound.
-        u_shape: Shape of one output of the operator; a size that is not known yet is 0.
+        u_shape: Shape of one output of the operator; an unknown size is 0.
         v_shape: Shape of one input.
-        coefficient: The largest norm that the operator may have.
+        coefficient: The largest allowed norm of the operator.
         n_power_iterations: Steps of the power iteration in each training forward.
         n_warmup_iterations: Steps at the first forward.
-        eps: Added to the divisor of the weight.
+        eps: Number added to the divisor of the weight.
 
     Attributes:
         u: Left singular vector, in the shape of one output of the layer.
         v: Right singular vector, in the shape of one input.
         sigma: The norm at the last training forward or at the warm-up; 0 before. Evaluation changes none of the three.
-        ready: The next step, if it was found already, together with those of other layers.
-        joins: Whether steps are found together with those of other layers: not if the last one was not taken.
+        ready: The next step, if it was already computed together with those of other layers.
+        joins: Whether steps are computed together with those of other layers; False if the last one was not used.
     """
 
     u: Tensor
@@ -52,7 +52,7 @@ class PowerIteration(Bound, ABC):
         self.n_power_iterations = n_power_iterations
         self.n_warmup_iterations = n_warmup_iterations
         self.eps = eps
-        # The norm needs more digits than a weight of low precision has.
+        # The norm needs more digits than a low-precision weight.
         like = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         self.register_buffer("u", random_unit(u_shape, like, seed=0))
         self.register_buffer("v", random_unit(v_shape, like, seed=1))
@@ -73,14 +73,14 @@ class PowerIteration(Bound, ABC):
 
     @abstractmethod
     def gradient(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """The gradient of <u, A v> with respect to the weight; it depends on the weight's shape alone."""
+        """The gradient of <u, A v> with respect to the weight, which depends only on the weight's shape."""
 
     @abstractmethod
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """u and v in the shapes of this operator, from the flat vectors that the original code saves.
+        """u and v in the shapes of this operator, from the flat vectors saved by the original code.
 
         Raises:
-            RuntimeError: The vectors fit neither the known size of the input nor a square one.
+            RuntimeError: The vectors match neither the known size of the input nor a square one.
         """
 
     @property
@@ -89,7 +89,7 @@ class PowerIteration(Bound, ABC):
         return self.v.numel() > 0
 
     def cold_state(self) -> dict[str, Tensor]:
-        """The buffers with a norm of 0, for which the next forward warms u and v up again."""
+        """The buffers with a norm of 0, so that the next forward warms up u and v again."""
         return {"u": self.u, "v": self.v, "sigma": torch.zeros_like(self.sigma)}
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class PowerIteration(Bound, ABC):
             self._warm_up(weight)
         if self.training:
             self._folded = None
-            # Of a parameter alone it's sure that it has no axes of ``vmap`` and no tangent, which need plain operations.
+            # Only a parameter certainly has no axes of ``vmap`` and no tangent, which need plain operations.
             transformed = torch._C._are_functorch_transforms_active() or type(weight) is not nn.Parameter
             if transformed or torch.compiler.is_compiling():
                 return self._step(weight)
@@ -124,11 +124,11 @@ class PowerIteration(Bound, ABC):
             return self._divided(weight, w, sigma)
 
     def can_join(self, weight: Tensor) -> bool:
-        """Whether the next training forward will need nothing but a step for this weight."""
+        """Whether the next training forward needs only a step for this weight."""
         return self.training and self.joins and self.is_sized and self._is_warm and weight.device == self.v.device
 
     def _next_step(self, weight: Tensor) -> Step:
-        """Take the step that was found at the start of the network's forward, or else one found for this layer alone."""
+        """The step found at the start of the network's forward, or else one found for this layer alone."""
         ready, self.ready, self.joins = self.ready, None, True
         is_fresh = ready is not None and ready.weight is weight and ready.stamp == stamp(weight)
         step = ready if ready is not None and is_fresh else find_steps([self], [weight])[0]
@@ -143,7 +143,7 @@ class PowerIteration(Bound, ABC):
             return self.bounded_by(weight, unit(self.u, self.u), unit(self.v, self.v))
 
     def bounded_by(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """The bounded weight for given u and v, where autograd sees every operation."""
+        """The bounded weight for given u and v, with all operations visible to autograd."""
         w = weight.to(v.dtype)
         return self._divided(weight, w, (u * self.operator(w, v)).sum())
 
@@ -153,7 +153,7 @@ class PowerIteration(Bound, ABC):
     def _fold(self, weight: Tensor) -> Tensor:
         now = stamp(weight)
         if self._folded is not None and now is not None:
-            # The source is kept alive, so that no other tensor gets its address.
+            # The source is kept alive, so that no other tensor can get its address.
             source, then, folded = self._folded
             if source is weight and then == now:
                 return folded
@@ -184,10 +184,10 @@ class PowerIteration(Bound, ABC):
                 self.sigma.copy_(torch.linalg.vector_norm(stretched))
         self._is_warm = True
 
-    # ------------------------------------------------------------------ modes, moves, copies and files
+    # ------------------------------------------------------------------ modes, devices, copies and files
 
     def train(self, mode: bool = True) -> "PowerIteration":
-        """Set the mode, and forget the cached weight."""
+        """Set the mode, and drop the cached weight."""
         self._folded = self.ready = None
         return super().train(mode)
 
@@ -228,5 +228,5 @@ class PowerIteration(Bound, ABC):
         self._is_warm = isinstance(sigma, Tensor) and not sigma.is_meta and bool(sigma > 0)
 
     def extra_repr(self) -> str:
-        """The settings that ``print`` shows."""
+        """The settings for ``print``."""
         return f"{super().extra_repr()}, n_power_iterations={self.n_power_iterations}"

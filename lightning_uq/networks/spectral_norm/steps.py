@@ -1,4 +1,4 @@
-"""Steps of the power iteration in training: many layers in few operations, and the gradient of the bounded weight."""
+"""Training steps of the power iteration for many layers in few operations, and the gradient of the bounded weight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What one step of the power iteration found for one weight.
+    """The result of one step of the power iteration for one weight.
 
     Attributes:
         weight: The weight.
@@ -30,8 +30,8 @@ class Step(NamedTuple):
         u: The new left singular vector.
         v: The new right singular vector.
         sigma: The norm <u, A v>.
-        divisor: By which the weight is divided, d = max(1, sigma / c) + eps.
-        pull: u / d^2 where sigma is not below c, else 0: the gradient of 1 / d is -pull A_v / c.
+        divisor: The divisor of the weight, d = max(1, sigma / c) + eps.
+        pull: u / d^2 if sigma >= c, else 0. The gradient of 1 / d is -pull A_v / c.
     """
 
     weight: Tensor
@@ -44,14 +44,14 @@ class Step(NamedTuple):
 
 
 def find_steps(norms: Sequence[PowerIteration], weights: Sequence[Tensor]) -> list[Step]:
-    """Find the step of the power iteration that each weight's next training forward takes; no norm changes.
+    """Find the step of the power iteration for each weight's next training forward, without changing any norm.
 
     Only the products with the weights are computed layer by layer. The rest takes the same number of operations for one
-    layer as for a hundred, since their launches, not their work, are what they cost on a GPU.
+    layer as for a hundred, because on a GPU, their cost is the launches rather than the work.
 
     Args:
-        norms: Norms with one device, precision, coefficient, ``eps`` and number of iterations.
-        weights: The weight of each.
+        norms: Norms with the same device, precision, coefficient, ``eps`` and number of iterations.
+        weights: The weight of each norm.
     """
     first = norms[0]
     with torch.no_grad(), full_precision(weights[0]):
@@ -79,7 +79,7 @@ def divide(norm: PowerIteration, weight: Tensor, step: Step) -> Tensor:
 
 
 class _Divide(torch.autograd.Function):
-    """The gradient with few operations: sigma is linear in W, so its own gradient is one product of u and v."""
+    """The gradient in few operations: sigma is linear in W, so its own gradient is one product of u and v."""
 
     @staticmethod
     def forward(
@@ -93,11 +93,11 @@ class _Divide(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, divisor, pull, u, v = ctx.saved_tensors
         norm: PowerIteration = ctx.norm
-        if torch.is_grad_enabled():  # this gradient is to be differentiated, so autograd has to see where it comes from
+        if torch.is_grad_enabled():  # this gradient will be differentiated, so autograd must see its origin
             with full_precision(weight):
                 bounded = norm.bounded_by(weight, u, v)
                 (own,) = torch.autograd.grad(bounded, weight, grad, create_graph=True)
-        else:  # autocast changes none of these operations
+        else:  # autocast does not affect these operations
             w, g = weight.to(v.dtype), grad.to(v.dtype)
             change = torch.dot(g.reshape(-1), w.reshape(-1))
             own = torch.addcmul(g / divisor, norm.gradient(w, pull, v), change, value=-1 / norm.coefficient)

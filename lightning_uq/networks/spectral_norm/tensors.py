@@ -1,4 +1,4 @@
-"""Small functions on tensors that the bounds share."""
+"""Small tensor functions shared by the bounds."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def random_unit(shape: Sequence[int], like: Tensor, seed: int) -> Tensor:
-    """A random vector of length one that is the same in every process; the global random state is not used."""
+    """A random unit vector, equal in every process, without the global random state."""
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
     return F.normalize(x.flatten(), dim=0).reshape(shape).to(like)
 
 
 def unit(x: Tensor, otherwise: Tensor) -> Tensor:
-    """``x`` / |x|, or ``otherwise`` where |x| vanishes or overflows, since no iteration recovers from zero."""
+    """``x`` / |x|, or ``otherwise`` if |x| vanishes or overflows, since no iteration recovers from zero."""
     norm = torch.linalg.vector_norm(x)
     return torch.where((norm > 1e-12) & (norm < math.inf), x / norm, otherwise)
 
 
 def units(xs: list[Tensor], otherwise: list[Tensor]) -> Tensor:
-    """:func:`unit` of each tensor, :func:`joined`: as many operations for many tensors as for two."""
+    """:func:`unit` of each tensor, :func:`joined`, with as many operations for many tensors as for two."""
     if len(xs) == 1:
         return unit(xs[0], otherwise[0]).flatten()
     norms = torch.stack(torch._foreach_norm(xs))
@@ -31,14 +31,14 @@ def units(xs: list[Tensor], otherwise: list[Tensor]) -> Tensor:
 
 
 def inner_products(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
-    """The inner products <x, y>, as one vector; exact where no product of elements is negative, else an upper bound."""
+    """The inner products <x, y> as one vector: exact if no product of elements is negative, else an upper bound."""
     if len(xs) == 1:
         return (xs[0] * ys[0]).sum().reshape(1)
     return torch.stack(torch._foreach_norm(torch._foreach_mul(xs, ys), 1))
 
 
 def joined(xs: Sequence[Tensor]) -> Tensor:
-    """All elements of all tensors, flat."""
+    """All elements of all tensors in one flat tensor."""
     return torch.cat([x.flatten() for x in xs])
 
 
@@ -48,18 +48,18 @@ def parted(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def spread(values: Tensor, like: Sequence[Tensor]) -> Tensor:
-    """A flat tensor that has each value once for each element of its tensor."""
+    """A flat tensor that repeats each value once per element of its tensor."""
     return torch.cat([value.expand(x.numel()) for value, x in zip(values.unbind(), like, strict=True)])
 
 
 def fit(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """``x`` cropped, or padded with zeros, to ``shape``; the first axis stays."""
+    """``x`` cropped, or padded with zeros, to ``shape``; the first axis does not change."""
     change = [new - old for new, old in zip(shape[1:], x.shape[1:], strict=True)]
     return F.pad(x, [side for c in reversed(change) for side in (0, c)])
 
 
 def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
-    """``F.pad``, which needs no call where there is nothing to pad."""
+    """``F.pad``, skipped if there is nothing to pad."""
     return F.pad(x, list(padding), mode=mode) if any(padding) else x
 
 
@@ -85,7 +85,7 @@ def lasting(like: Tensor) -> torch.inference_mode:
 
 
 def stamp(weight: Tensor) -> tuple[int, int] | None:
-    """A value that changes whenever ``weight`` is written or replaced; None where torch counts no writes."""
+    """A value that changes whenever ``weight`` is written or replaced; None if torch counts no writes."""
     if weight.is_inference():
         return None
     try:

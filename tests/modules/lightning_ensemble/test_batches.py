@@ -20,7 +20,7 @@ from lightning_uq.running.streams import RandomStream
 M, SEED = 3, 7
 
 # The steps here make their own input, on purpose.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gives its `forward` another input")
+pytestmark = pytest.mark.filterwarnings("ignore:.*calls its `forward` with an input other")
 
 
 class Reassigns(LightningModule):

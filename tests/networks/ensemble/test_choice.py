@@ -96,7 +96,7 @@ PLAIN = {
     "dict output": (lambda: Custom(lambda s, x: {"logits": x}), "the members return a dict, not one tensor"),
     "view as another type": (lambda: Custom(lambda s, x: x.view(torch.int32)), "the method view has no counterpart"),
     "value-dependent": (lambda: Custom(lambda s, x: x if x.sum() > 0 else -x), r"forward pass of Custom cannot be traced \(TraceError"),
-    "extra state": (lambda: Extra(4, 4), "the state dict of Extra has entries beside its parameters and buffers"),
+    "extra state": (lambda: Extra(4, 4), "the state dict of Extra has entries other than its parameters and buffers"),
     "two arguments": (lambda: Custom(lambda s, x: s.layer(input=x)), r"a call of 'layer' \(Linear\) with more than one tensor"),
 }  # fmt: skip
 
@@ -123,11 +123,11 @@ UNLIKE = {
         r"'1' \(SyncBatchNorm\) communicates with other",
     ),
     "cumulative": (lambda i: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None)), "has momentum=None"),
-    "lazy": (lambda i: nn.LazyLinear(4), "'weight' is lazy and has not seen its first batch"),
+    "lazy": (lambda i: nn.LazyLinear(4), "'weight' is lazy and was not initialized by a batch"),
     "no parameters": (lambda i: nn.ReLU(), "ReLU has no parameters"),
     "LightningModule": (lambda i: Lit(), "a LightningModule runs its own steps"),
     "spectral norm": (lambda i: parametrizations.spectral_norm(nn.Linear(4, 4)), "ParametrizedLinear is parametrized"),
-    "own modes": (lambda i: half_frozen(), r"'1' \(BatchNorm1d\) is not in the mode of the whole network"),
+    "own modes": (lambda i: half_frozen(), r"'1' \(BatchNorm1d\) is not in the mode of the network"),
     "widths": (
         lambda i: MLP(4, 4, hidden_sizes=(4 + i,)),
         r"'0' \(Linear\) of member 1 differs from member 0 in the shape, dtype",

@@ -52,7 +52,7 @@ def test_an_output_that_is_no_tensor_is_reported():
         UnsupportedError, match="the members return a tuple, not one tensor; argument `output` can select it"
     ):
         build(Pair, "stacked")
-    with pytest.warns(UserWarning, match="The network returns a tuple of 2, of which the first part"):
+    with pytest.warns(UserWarning, match="The network returns a tuple of 2, whose first part"):
         outputs = [build(Pair, execution)(torch.zeros(1, 2)) for execution in ("loop", "vmap", "auto")]
     assert all(output.shape == (3, 1, 3) for output in outputs)
 

@@ -125,7 +125,7 @@ def test_layers_that_cannot_be_bounded(make, message):
 
 def test_twice_is_an_error():
     net = spectral_normalize(small_net())
-    with pytest.raises(InputError, match=r"'0' \(ParametrizedConv2d\) is spectral-normalized already"):
+    with pytest.raises(InputError, match=r"'0' \(ParametrizedConv2d\) is already spectral-normalized"):
         spectral_normalize(net)
     with pytest.raises(InputError, match="no layer of Sequential is spectral-normalized"):
         remove_spectral_norm(small_net())
