@@ -84,7 +84,9 @@ def main(pythons: list[str]) -> None:
     """Check all environments of each Python; the ones on top are removed again."""
     missing = [python for python in pythons if not runs(python)]
     if missing:
-        raise SystemExit(f"These do not run: {', '.join(missing)}. Choose others: make test-install PYTHONS='python3.11'")
+        raise SystemExit(
+            f"These do not run: {', '.join(missing)}. Choose others: make test-install PYTHONS='python3.11'"
+        )
     shutil.rmtree(WHERE / "dist", ignore_errors=True)
     wheel, _ = build(WHERE / "dist")
     for python in pythons:
