@@ -26,7 +26,7 @@ def test_the_figure_is_drawn_from_the_examples(names):
     spec = importlib.util.spec_from_file_location("readme_figure", ROOT / "docs" / "figures" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    figure = module.draw(names)
+    figure = module.make_figure(names)
     assert len(figure.axes) == 5  # three panels and two colour bars
     assert [len(axes.collections) for axes in figure.axes[:3]] == [5, 5, 2]
 

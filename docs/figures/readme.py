@@ -18,7 +18,7 @@ CLASSES = (COLORS[0], COLORS[4], COLORS[2])
 FAR = COLORS[1]
 
 
-def draw(names: dict[str, Any]) -> Figure:
+def make_figure(names: dict[str, Any]) -> Figure:
     """The figure.
 
     Args:
@@ -66,7 +66,7 @@ if __name__ == "__main__":
     path = Path(__file__).with_suffix(".png").resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        figure = draw(run_examples())
+        figure = make_figure(run_examples())
         os.chdir(path.parent)  # so that the folder can be removed
     figure.savefig(path, dpi=130)
     print(f"Wrote {path}")
