@@ -228,5 +228,7 @@ def _rephrased(message: str, parameters: Any) -> str:
         names = (missing[1] or missing[2]).split(", ")
         required = [parameters[name] for name in names]
         kind = "argument is" if any(map(_is_positional, required)) else "option is"
-        return f"{', '.join(map(_display_name, required))}: {f'this {kind}' if len(names) == 1 else 'these are'} required."
+        return (
+            f"{', '.join(map(_display_name, required))}: {f'this {kind}' if len(names) == 1 else 'these are'} required."
+        )
     return message
