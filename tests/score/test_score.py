@@ -183,9 +183,9 @@ BAD_DATA = {
     "short line": ("a,b,c,d\n1,2,3,4\n1,2\n", "Row #3: Expected 4 columns, got 2"),
     "no names": (
         "0.5,1,2,3\n1,2,3,4\n",
-        "first line .* must hold the names of the columns, but it holds numbers: 0.5, 1, 2",
+        "first line .* must hold the column names, but it holds numbers: 0.5, 1, 2",
     ),
-    "whole numbers for names": ("5,1,2,3\n1,2,3,4\n", "must hold the names of the columns"),
+    "whole numbers for names": ("5,1,2,3\n1,2,3,4\n", "must hold the column names"),
     "no rows": ("a,b,c,d\n", "holds no rows"),
     "nothing": ("", "cannot be read as CSV"),
     "twice": ("a,b,c,a\n1,2,3,4\n", "two columns named 'a'"),
