@@ -179,8 +179,8 @@ def test_a_figure_escapes_its_texts():
         ({"pages": [Link("a", "javascript:alert(1)")]}, "A link must be relative .* but it is 'javascript:alert"),
         ({"methods": {"softmax": ("", "data:text/html,a")}}, "A link must be relative"),
         ({"verdict": "ensemble is best."}, "`verdict` must be a list of texts, but it is a single text"),
-        ({"notes": "Few."}, "`notes` must be a sequence"),
-        ({"introduction": "Two."}, "`introduction` must be a sequence"),
+        ({"notes": "Few."}, "`notes` must be a list"),
+        ({"introduction": "Two."}, "`introduction` must be a list"),
         (
             {"intervals": {"nll": {"nobody": "a"}}},
             r"`intervals\['nll'\]` names methods that have no row: nobody",
