@@ -203,7 +203,7 @@ def test_each_loader_has_its_own(trainer_of, logged):
     [
         (lambda x: loader(x), {}, "the validation data"),
         (lambda x: loader(x, torch.full((50,), 7)), {}, r"labels in \[0, 3\)"),
-        (lambda x: loader(x, x[:, :3]), {"task": Regression(head="mean")}, "predicts neither probabilities of classes nor"),
+        (lambda x: loader(x, x[:, :3]), {"task": Regression(head="mean")}, "predicts neither class probabilities nor"),
     ],
 )  # fmt: skip
 def test_a_loader_without_a_figure_is_told_once(trainer_of, logged, make_loader, options, reason):
