@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients test-gpu docs test-docs api contract record lint notebooks bench results clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-install test-deploy test-clients test-gpu docs test-docs api contract record lint notebooks bench results clean
 
 install: .venv/.installed
 
@@ -55,6 +55,11 @@ test-avx2: install
 
 test-slow: install
 	$(TEST) -m slow
+
+# The wheel in environments of its own, without extras and with each extra alone, on the oldest Python and the newest; runs README.md there.
+PYTHONS ?= python3.10 python3.13
+test-install: install
+	$(BIN)/python tests/install/environments.py $(PYTHONS)
 
 # The service of examples/deploy under FastAPI's test client.
 test-deploy: install
@@ -133,4 +138,4 @@ results: install
 	$(REPRODUCE)/uci.py --root $(DATA)/uci --out $(RESULTS)/uci --budget 20 --publish
 
 clean:
-	rm -rf .venv .venv-oldest .venv-clients .venv-bench runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-clients .venv-bench .venv-install runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -161,7 +161,7 @@ def test_compare_options_reach_the_comparison(workplace):
         (["--seeds", "many"], "--seeds must be a whole number, but it is 'many'"),
         (["--accelerator", "abacus"], "--accelerator must be one of auto, cpu, cuda, gpu, mps, but it is 'abacus'"),
         (["--frobnicate"], "[Uu]nrecognized arguments: --frobnicate"),
-        (["--out", "file"], "--out: file cannot be used as a directory to write to: it is a file."),
+        (["--out", "file"], "--out: file is a file, not a directory."),
     ],
 )
 def test_compare_refuses_in_one_line(capsys, workplace, arguments, message):
@@ -362,7 +362,7 @@ def test_untrained_weights_are_run_only_if_they_are_asked_for(capsys, workplace,
     config = str(ROOT / "configs" / "softmax_digits.yaml")
     run = [command, "--config", config, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     message = fails(capsys, *run)
-    assert message.startswith(f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE")
+    assert message.startswith(f"{command} needs trained weights: pass --ckpt_path FILE")
     assert not list(workplace.iterdir())
     assert main([*run, "--untrained"]) == 0
     with pytest.raises(SystemExit):

@@ -176,7 +176,7 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
         (["--input-dim", "0"], "--input-dim must be an integer of at least 1, but it is 0"),
         (["--temperature", "0"], "--temperature must be positive and finite, but it is 0.0"),
         (["--frobnicate"], "[Uu]nrecognized arguments: --frobnicate"),
-        (["--out", "file"], "file cannot be used as a directory to write to: it is a file"),
+        (["--out", "file"], "file is a file, not a directory"),
     ],
 )
 def test_it_refuses_in_one_line(capsys, workplace, arguments, message):

@@ -612,7 +612,7 @@ def test_out_must_be_a_file_before_anything_is_read(capsys, tmp_path):
     line = fails(capsys, "--run", "nowhere.ckpt", "--module", OURS, *DIGITS, "--out", "there")
     assert line == "--out must be a file, but there is a directory."
     line = fails(capsys, "--run", "nowhere.ckpt", "--module", OURS, *DIGITS, "--out", "0.ckpt/out.json")
-    assert line == "--out: 0.ckpt cannot be used as a directory to write to: it is a file."
+    assert line == "--out: 0.ckpt is a file, not a directory."
 
 
 def test_settings_in_python():

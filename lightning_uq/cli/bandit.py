@@ -20,19 +20,19 @@ def bandit(
 ) -> None:
     """Let the agents of the Neural Testbed play the same bandits by Thompson sampling.
 
-    At each step an agent draws a hypothesis, takes the action that is best under it, and learns from the reward. The command
-    prints the regret of each agent and writes results.json and regret.png.
+    At each step an agent draws a hypothesis, takes the best action under this hypothesis, and learns from the reward. The
+    command prints the regret of each agent, and writes results.json and regret.png.
 
     Args:
         methods: Agents, such as epinet,softmax (default: epinet,ensemble_prior,ensemble,dropout,softmax,uniform; hypermodel
-            plays as well). The agent uniform takes any action.
+            is also available). The agent uniform takes random actions.
         seeds: Number of problems, each with its own seed.
-        seed: The first seed.
-        steps: Number of actions of a run.
+        seed: First seed.
+        steps: Number of actions per run.
         input_dim: Dimension D of an action.
         num_actions: Number of actions to choose from (default: 50 D).
-        temperature: Temperature of the rewards; the higher, the more random they are.
-        fresh_actions: Offer other actions at each step.
+        temperature: Temperature of the rewards. Higher values make rewards more random.
+        fresh_actions: Offer new actions at each step.
         out: Directory to write to.
     """
     console = make_console()

@@ -47,42 +47,42 @@ def compare(
 ) -> None:
     """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
-    All methods share the splits, the backbone and the training. The command prints one table and writes results.json,
+    All methods share the splits, the backbone and the training recipe. The command prints one table, and writes results.json,
     report.html and figures.
 
     Args:
         data: digits, diabetes, shapes, a UCI data set (with --root), testbed (with --problem), or the path of a table (.csv, .parquet), an .npz file
-            with x and y, or a folder of images. Several, separated by commas, are compared one after another, each in a folder of its own, with
-            a page over all of them.
-        data_module: Instead of --data, a LightningDataModule of your own: my.module:MyDataModule. Its arguments are in --config.
-        target: Columns of a table that are predicted, such as price.
-        task: classification, binary, multilabel or regression, if it is not the one that the targets say.
+            with x and y, or a folder of images. Separate several data sets by commas. Each is written to a folder of its own, and one page
+            covers all of them.
+        data_module: A LightningDataModule of your own, instead of --data: my.module:MyDataModule. --config holds its arguments.
+        target: Columns of a table to predict, such as price.
+        task: classification, binary, multilabel or regression; auto infers it from the targets.
         root: Folder with the files of a UCI data set.
-        problem: Path of a stored problem of the Neural Testbed (.npz). It adds kl_tau1 and kl_tau10 to each row.
-        ood_classes: Labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of other data).
-        ood: A table with the same columns as the one of --data, whose rows are out-of-distribution data. It needs no target.
-        network: Backbone that all methods share: a name such as resnet18, timm:NAME, or package.module:factory (default: one that suits the inputs).
-        module: A LightningModule of your own, unmodified: my.module:LitModel. Its rows are the module as it is, an ensemble of 5, and the
-            module with each callback for its task. They come beside --methods, which may also name some of them: module,module_ensemble.
-        config: YAML or JSON file with the arguments of --module and of --data-module or --data, as module.init_args and data.init_args. For a table
-            these are, among others, sep, decimal, drop, categorical and na_values: {data: {init_args: {sep: ";", drop: [id]}}}.
-        methods: Methods to compare, by name, such as softmax,ensemble; a .py file or a module stands for all methods in it (default: all
+        problem: Stored problem of the Neural Testbed (.npz). Each row then also has kl_tau1 and kl_tau10.
+        ood_classes: Labels to hold out as out-of-distribution data, such as 8,9 (default: 8,9 for digits, none for other data).
+        ood: Table of out-of-distribution rows, with the same columns as the table of --data. It needs no target.
+        network: Backbone of all methods: a name such as resnet18, timm:NAME, or package.module:factory (default: chosen by the kind of input).
+        module: A LightningModule of your own, unmodified: my.module:LitModel. It adds the module as it is, an ensemble of 5, and the
+            module with each callback for its task to --methods. --methods can also select some of these rows: module,module_ensemble.
+        config: YAML or JSON file with the arguments of --module (module.init_args) and of --data-module or --data (data.init_args). A table takes
+            sep, decimal, drop, categorical, na_values and others: {data: {init_args: {sep: ";", drop: [id]}}}.
+        methods: Names of methods to compare, such as softmax,ensemble. A .py file or a module stands for all methods in it (default: all
             methods of the package for the task).
-        method_file: File with methods of your own (.py), or the dotted path of a module, compared beside --methods. It defines METHOD, a
-            lightning_uq.Method, or METHODS, several. Separate several files by commas.
-        baseline: Method that the others are compared with (default: the plain network).
+        method_file: File (.py) or import path of a module with methods of your own, which are compared in addition to --methods. It defines
+            METHOD, a lightning_uq.Method, or METHODS, a list of them. Separate several files by commas.
+        baseline: Method to compare the others with (default: the plain network).
         seeds: Number of seeds.
-        seed: The first seed.
-        max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
-        tune: Number of settings that are tried for each trained method with each seed. They are learning rates, weight decays and what the
-            method itself names; the one with the best validation metric is compared.
-        accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
-        format: How the table is printed.
-        out: Directory to write to. Methods that it does not hold yet join a comparison that is there, if data, seeds and training are the same.
-        resume: Go on with a comparison that was interrupted, or that had fewer seeds. Trainings whose results are in the directory are not repeated.
-        overwrite: Remove an earlier comparison from the directory first. Other files stay.
-        jobs: Number of processes that train at the same time, each on one thread, or on a GPU of its own as far as there are enough.
-        save_predictions: Write the predictions of the test rows too: predictions/METHOD-SEED.npz, with arrays such as index, target and probs.
+        seed: First seed.
+        max_epochs: Maximum number of epochs per training (default: 100, or 300 for regression).
+        tune: Number of settings to try per trained method and seed. A setting is a learning rate, a weight decay and values for the
+            parameters that the method names. The setting with the best validation metric is used.
+        accelerator: Lightning's accelerator. Results are exactly reproducible only on cpu.
+        format: Format of the printed table.
+        out: Directory to write to. If it holds a comparison with the same data, seeds and training, new methods are added to it.
+        resume: Continue a comparison that was interrupted or had fewer seeds. Finished trainings are not repeated.
+        overwrite: Remove an earlier comparison from the directory first. Other files are kept.
+        jobs: Number of processes that train at the same time, each on one thread or, if there are enough, on a GPU of its own.
+        save_predictions: Also write the predictions of the test rows to predictions/METHOD-SEED.npz, with arrays such as index, target and probs.
     """
     options = dict(locals())
     if "," in data and not Path(data).exists():
@@ -140,7 +140,7 @@ def _compare_one(
 def _compare_each(data: Names, options: Mapping[str, Any]) -> None:
     """Compare on each of several data sets, in a folder of its own, and write the page over all.
 
-    All are planned before the first training, so that a mistake in the last one costs nothing. If one fails later, the others go on.
+    All are planned before the first training, so that a mistake in the last one is found at once. If one fails later, the others continue.
 
     Raises:
         UsageError: Two would have the same folder, or some failed.
@@ -165,22 +165,22 @@ def _compare_each(data: Names, options: Mapping[str, Any]) -> None:
     failed: dict[str, Exception] = {}
     for folder, one in folders.items():
         stderr.print(f"{one}:", highlight=False, markup=False)
-        configuration, plan = planned.pop(folder)  # so that the data are not held longer than they are needed
+        configuration, plan = planned.pop(folder)  # so that the data are freed after their comparison
         try:
             _compare_one(configuration, options, out / folder, plan)
         except (
             Exception
-        ) as error:  # hours of training on the others must not be lost to it; it is told here, and again at the end
+        ) as error:  # the others must not lose hours of training; the error is printed here and again at the end
             failed[one] = error
             if not isinstance(error, recoverable_errors()):
                 traceback.print_exception(error)
             stderr.print(f"{one} failed: {one_line(error)}", highlight=False, soft_wrap=True, markup=False)
-    there = [folder for folder in folders if (out / folder / "results.json").is_file()]
-    if there:
-        write_index({name: run for name, run in find_runs(out).items() if name in there}, out)
+    finished = [folder for folder in folders if (out / folder / "results.json").is_file()]
+    if finished:
+        write_index({name: run for name, run in find_runs(out).items() if name in finished}, out)
         stderr.print(
-            f"Wrote the page over {len(there)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True
+            f"Wrote the page over {len(finished)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True
         )
     if failed:
         reasons = "; ".join(f"{one} ({type(error).__name__})" for one, error in failed.items())
-        raise UsageError(f"{len(failed)} of {len(data)} data sets failed: {reasons}. Their errors stand above.")
+        raise UsageError(f"{len(failed)} of {len(data)} data sets failed: {reasons}. See their errors above.")

@@ -1,4 +1,4 @@
-"""Choosing the command, and telling errors."""
+"""Run the chosen command, and print errors in one line."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from lightning_uq.version import __version__
 
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
-# Each is a function in a file of its name, which is loaded when it is called: torch and Lightning take seconds.
+# Each is a function in a file of its name. The file is imported when the command runs, since importing torch and Lightning takes seconds.
 _COMMANDS = ("compare", "report", "evaluate", "score", "active", "bandit")
 _LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -23,28 +23,31 @@ Uncertainty quantification for PyTorch Lightning.
 
 commands:
   compare    train and evaluate uncertainty methods side by side on one data set
-  report     the page, the figures and the table of a comparison again: RUN_DIR
-  evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
-  score      predictions and scores of a trained model for each row of a file: MODEL DATA --out FILE.parquet
-  active     learning curves of strategies that choose which samples to label next
-  bandit     regret of uncertainty methods that choose actions by Thompson sampling, on problems of the Neural Testbed
+  report     write the page, the figures and the table of a run again: RUN_DIR
+  evaluate   measure accuracy, calibration and OOD detection of checkpoints: --run FILE.ckpt --data digits --out FILE.json
+  score      write predictions and scores for each row of a file: MODEL DATA --out FILE.parquet
+  active     measure learning curves of strategies that choose which samples to label next
+  bandit     measure the regret of methods that choose actions by Thompson sampling
   fit        train a module: --config FILE.yaml
-  validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt
-  test       one test epoch: --config FILE.yaml --ckpt_path FILE.ckpt
+  validate   run one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt
+  test       run one test epoch: --config FILE.yaml --ckpt_path FILE.ckpt
   predict    predict with a trained module: --config FILE.yaml --ckpt_path FILE.ckpt
 
-`lightning-uq COMMAND --help` lists the options of a command. The commands fit, validate, test and predict are LightningCLI
-with the modules, callbacks and data modules of this package and of your own; imports search the working directory as well.
+`lightning-uq COMMAND --help` lists the options of a command. The commands fit, validate, test and predict run LightningCLI
+with the modules, callbacks and data modules of this package and of your own. Python imports also search the working directory.
 
-An error in the input is one line. Set the environment variable {DEBUG}=1 to see its traceback.
+Errors in the input are printed in one line. Set the environment variable {DEBUG}=1 to see the traceback.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or, after one line on stderr, 2 if the user's input is at fault and 130 after an interrupt.
+    """Run a command.
 
     Args:
         argv: The arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0 for success, and, after one line on stderr, 2 for an error in the user's input and 130 for an interrupt.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         text = str(error) if isinstance(error, KeyboardInterrupt) else ""
         print(f"lightning-uq: {text or 'interrupted'}", file=sys.stderr)
-        return 130  # as a shell has it: 128 + SIGINT
+        return 130  # the shell's convention: 128 + SIGINT
 
 
 def _is_debugging() -> bool:

@@ -1,4 +1,4 @@
-"""Errors of the command line, told in one line."""
+"""Errors of the command line, printed in one line."""
 
 from lightning_uq.errors import MissingExtraError, UQError
 
@@ -7,7 +7,7 @@ _NOISE = (_UNION, "Subtypes:", "Errors:", "Given value type:", "- Expected a <cl
 
 
 class UsageError(UQError):
-    """The command line, or a configuration file, cannot be understood."""
+    """The command line or a configuration file is invalid."""
 
 
 def missing_extra(module: str) -> MissingExtraError:
@@ -31,6 +31,6 @@ def one_line(error: BaseException) -> str:
     if _UNION in text:
         lines = [line.removeprefix("- ") for line in lines if not line.startswith(_NOISE)]
         lines = [line for line in lines if not line.startswith("Given value: ") or len(line) < 80]
-        # If a constructor of this package refused a value, the other types of the argument do not matter.
+        # If a constructor of this package rejected a value, the other types of the argument do not matter.
         lines = [line for line in lines if line.startswith(("`", "Expected argument `"))] or lines
     return " ".join(lines) or type(error).__name__

@@ -27,26 +27,26 @@ def evaluate(
 ) -> None:
     """Evaluate trained checkpoints as the DDU experiments do.
 
-    The numbers are accuracy, calibration error and two out-of-distribution scores, before and after temperature scaling, as
-    mean and standard error over runs. The command prints one table and writes one JSON file, and beside it a page (.html).
+    The command measures accuracy, calibration error and the detection of out-of-distribution data by two scores, before and after
+    temperature scaling, as mean and standard error over runs. It prints one table, and writes one JSON file and a page (.html) beside it.
 
     Args:
         run: A Lightning checkpoint, or the checkpoints of an ensemble's members. Repeat --run for each further run.
         data: digits, mnist, fashion_mnist, kmnist, dirty_mnist, cifar10, cifar100, svhn, the path of an .npz file, or the import
             path of a LightningDataModule, my.module:MyDataModule.
-        ood: Labels held out of digits or of a file, such as 8,9; or an image data set, such as svhn; or a name among the data
-            module's ood_dataloaders(). Without it, no detection is evaluated.
+        ood: Out-of-distribution data: labels to hold out, such as 8,9; or an image data set, such as svhn; or the name of one of
+            the data module's ood_dataloaders(). Without it, detection is not evaluated.
         out: JSON file to write.
-        model_type: Which scores tell out-of-distribution data: energy and entropy (softmax), mutual information and entropy
+        model_type: Scores that detect out-of-distribution data: energy and entropy (softmax), mutual information and entropy
             (ensemble), or feature density and entropy of its posterior (gmm).
         module: Import path of the LightningModule, for checkpoints that do not name theirs.
-        network: Import path of a class or function that builds the network alone, in place of --module.
+        network: Import path of a class or function that builds only the network, instead of --module.
         init_args: Arguments of the module or the network.
         data_args: Arguments of the data module, such as {"root": "data", "batch_size": 256}.
-        data_seeds: Seeds of the split that each run (or each checkpoint) was trained on, such as 1,2,3.
-        feature_layer: With gmm, name of the layer whose input holds the features.
-        regularization: With gmm, held_out, oas, ddu (the original's schedule of jitters), or a number.
-        accelerator: Device that computes.
+        data_seeds: Seeds of the splits that the runs (or the checkpoints) were trained on, such as 1,2,3.
+        feature_layer: For gmm, name of the layer whose inputs are the features.
+        regularization: For gmm, held_out, oas, ddu (the original's schedule of jitters), or a number.
+        accelerator: Device to compute on.
     """
     console = make_console()
     from lightning_uq.evaluate import Settings, evaluate, make_table, write
@@ -69,7 +69,9 @@ def evaluate(
     if out.is_dir():
         raise UsageError(f"--out must be a file, but {out} is a directory.")
     if out.suffix == ".html":
-        raise UsageError(f"--out must be the JSON file, but it is {out}, the name of the page beside it.")
+        raise UsageError(
+            f"--out must name the JSON file, but {out} is the name of a page. The page is written beside the JSON file."
+        )
     jinja_environment()
     with removing_new_directories(out.parent):
         check_writable(out.parent)

@@ -19,7 +19,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
         from_process: Whether these are the arguments of the process, which other ranks are started with.
 
     Raises:
-        UsageError: The options or the configuration are refused.
+        UsageError: The options or the configuration are invalid.
         MissingExtraError: jsonargparse is not installed.
     """
     try:
@@ -30,24 +30,24 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
 
     from lightning_uq.cli.help import ShortHelpFormatter, class_list
 
-    if (option := _bare_help(arguments)) is not None:
+    if (option := _option_of_class_list(arguments)) is not None:
         print(class_list(option))
         return
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about how Lightning calls it
 
     class Parser(LightningArgumentParser):
-        """Raises an error in place of printing it with the usage. Options cannot be abbreviated."""
+        """Raises an error instead of printing it with the usage. Options cannot be abbreviated."""
 
         def __init__(self, *args: Any, needs_weights: bool = False, **kwargs: Any) -> None:
             kwargs.setdefault("formatter_class", ShortHelpFormatter)
             super().__init__(*args, **kwargs)
             self.allow_abbrev = False
             if needs_weights:
-                text = "Without --ckpt_path, run the weights that the module starts with."
+                text = "Without --ckpt_path, use the initial weights of the module."
                 self.add_argument("--untrained", action="store_true", help=text)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
+            if not self.exit_on_error:  # jsonargparse tries one type after another
                 super().error(message, ex)
             raise UsageError(message) from ex
 
@@ -55,21 +55,21 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
         """Writes predictions, and turns errors of a constructor into errors of the configuration."""
 
         def _parse_ckpt_path(self) -> None:
-            # Lightning would replace the given configuration by the one that the checkpoint remembers.
+            # Lightning would replace the given configuration with the one stored in the checkpoint.
             command = self.config.get("subcommand")
             path = self.config[command].get("ckpt_path") if command else None
             if path and is_file(path):
                 read_checkpoint(path, "`ckpt_path` must be a checkpoint of plain data")
 
         def before_instantiate_classes(self) -> None:
-            """Put folders below ``default_root_dir``; refuse to evaluate weights that nobody trained."""
+            """Put folders below ``default_root_dir``, and raise an error if untrained weights would be evaluated."""
             command = self.config["subcommand"]
             options = self.config[command]
-            options.trainer = _rooted(options.trainer, str(options.trainer.default_root_dir or "."))
+            options.trainer = _with_root_dir(options.trainer, str(options.trainer.default_root_dir or "."))
             if command in _EVALUATING and options.ckpt_path is None and not options.untrained:
                 raise UsageError(
-                    f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE.ckpt, or pass --untrained if the "
-                    "weights that the module starts with are what you want."
+                    f"{command} needs trained weights: pass --ckpt_path FILE.ckpt, or --untrained to use the initial weights of the "
+                    "module."
                 )
 
         def before_predict(self) -> None:
@@ -86,7 +86,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
                 callbacks.append(
                     PredictionWriter(self.trainer.default_root_dir, "npz" if has_maps else "csv", overwrite=True)
                 )
-            # The Trainer would return all predictions, which nobody would see and which grow with the data.
+            # The Trainer would keep all predictions in memory to return them, but nothing reads them.
             self.config_init["predict"]["return_predictions"] = False
 
         def after_predict(self) -> None:
@@ -124,11 +124,11 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             raise UsageError(f"the checkpoint does not fit the configured module: {str(error)[:400]} ...") from error
 
 
-def _rooted(value: Any, root: str) -> Any:
+def _with_root_dir(value: Any, root: str) -> Any:
     """A value of the configuration with ``{default_root_dir}`` replaced in all of its texts.
 
     Example:
-        >>> _rooted([{"dirpath": "{default_root_dir}/checkpoints"}], "runs/mine")
+        >>> _with_root_dir([{"dirpath": "{default_root_dir}/checkpoints"}], "runs/mine")
         [{'dirpath': 'runs/mine/checkpoints'}]
     """
     from jsonargparse import Namespace
@@ -136,17 +136,17 @@ def _rooted(value: Any, root: str) -> Any:
     if isinstance(value, str):
         return value.replace("{default_root_dir}", root)
     if isinstance(value, list):
-        return [_rooted(one, root) for one in value]
+        return [_with_root_dir(one, root) for one in value]
     if isinstance(value, dict):
-        return {key: _rooted(one, root) for key, one in value.items()}
+        return {key: _with_root_dir(one, root) for key, one in value.items()}
     if isinstance(value, Namespace):
         kind: Any = type(value)
-        return kind(**{key: _rooted(one, root) for key, one in vars(value).items()})
+        return kind(**{key: _with_root_dir(one, root) for key, one in vars(value).items()})
     return value
 
 
-def _bare_help(arguments: list[str]) -> str | None:
-    """The option whose ``--model.help`` or ``--data.help`` names no class, else None."""
+def _option_of_class_list(arguments: list[str]) -> str | None:
+    """``"model"`` or ``"data"`` for ``--model.help`` or ``--data.help`` without the name of a class, else None."""
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         if argument in ("--model.help", "--data.help") and following.startswith("-"):
             return argument.removeprefix("--").removesuffix(".help")

@@ -11,7 +11,7 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
-# Loaded, so that the help lists their classes, and a configuration can name one without its path.
+# Imported so that the help lists their classes, and so that a configuration can name a class without its path.
 import lightning_uq.callbacks
 import lightning_uq.data
 import lightning_uq.loggers
@@ -68,7 +68,7 @@ def class_list(option: str) -> str:
     summaries = [_without_roles(inspect.getdoc(kind) or "").splitlines()[0] for kind in kinds.values()]
     return "\n".join(
         [
-            f"`--{option}` takes an import path: of a class of your own, or of one of these.",
+            f"`--{option}` takes the import path of one of these classes, or of a class of your own.",
             *(f"  {path:{width}}{summary}" for path, summary in zip(kinds, summaries, strict=True)),
             f"`--{option}.help={next(iter(kinds))}` lists the arguments of a class.",
         ]

@@ -1,7 +1,7 @@
-"""Options from a function: its arguments are the options, their types say what a value may be, its docstring is the help.
+"""Options from a function: its arguments become the options, their types check the values, and its docstring is the help.
 
 ``run(compare, ["--seeds", "2"])`` calls ``compare(seeds=2)``. A required argument is a required option, and ``max_epochs`` is
-``--max-epochs``. An argument that may be passed by position is one here, too.
+``--max-epochs``. An argument that can be passed by position is positional here as well.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Integers(tuple[int, ...]):
         """The numbers of a text.
 
         Raises:
-            ValueError: A part is no whole number.
+            ValueError: A part is not a whole number.
         """
         try:
             return cls(int(part) for part in text.split(",") if part.strip())
@@ -68,7 +68,7 @@ _KINDS: dict[Any, tuple[str | None, str]] = {
     Integers: ("NUMBERS", "whole numbers separated by commas, such as 8,9"),
     dict: ("JSON", 'a JSON object, such as {"batch_size": 256}'),
 }
-"""For each type of an option: its placeholder in the help (None: the option's name), and what an error calls a value."""
+"""For each type of an option: its placeholder in the help (None: the option's name), and its name in an error."""
 
 
 def run(function: Callable[..., None], arguments: Sequence[str]) -> None:
@@ -100,15 +100,17 @@ def naming_options(function: Callable[..., None]) -> Iterator[None]:
         yield
     except UQError as error:
         parameters = inspect.signature(function).parameters
-        written = {name: _written(one) for name, one in parameters.items()}
-        written |= {f"{name}s": written[name] for name, one in parameters.items() if one.annotation == Repeated}
-        text = _ARGUMENT.sub(lambda found: written.get(found[1], found[0]), str(error))
+        display_names = {name: _display_name(one) for name, one in parameters.items()}
+        display_names |= {
+            f"{name}s": display_names[name] for name, one in parameters.items() if one.annotation == Repeated
+        }
+        text = _ARGUMENT.sub(lambda found: display_names.get(found[1], found[0]), str(error))
         error.args = (_VALUE.sub(lambda found: _with_value(found, parameters), text),)
         raise
 
 
 _ARGUMENT = re.compile(r"(?:arguments? )?`(\w+)`")
-"""An argument as our errors write it."""
+"""An argument in the text of this package's errors."""
 
 _VALUE = re.compile(r"\b(\w+)='([^' ]+)'")
 """An argument with its value."""
@@ -137,12 +139,12 @@ def make_parser(function: Callable[..., None]) -> "ArgumentParser":
     parameters = inspect.signature(function).parameters
 
     class Parser(ArgumentParser):
-        """Raises an error in place of printing it with the usage."""
+        """Raises an error instead of printing it with the usage."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
+            if not self.exit_on_error:  # jsonargparse tries one type after another
                 super().error(message, ex)
-            raise UsageError(_plain(message, parameters)) from ex
+            raise UsageError(_rephrased(message, parameters)) from ex
 
     text = " ".join(filter(None, (documented.short_description, documented.long_description)))
     parser = Parser(
@@ -181,8 +183,8 @@ def _is_positional(parameter: inspect.Parameter) -> bool:
     return parameter.kind is parameter.POSITIONAL_OR_KEYWORD
 
 
-def _written(parameter: inspect.Parameter) -> str:
-    """An argument as the help writes it."""
+def _display_name(parameter: inspect.Parameter) -> str:
+    """An argument as the help shows it: ``MODEL`` or ``--batch-size``."""
     return parameter.name.upper() if _is_positional(parameter) else _option(parameter.name)
 
 
@@ -207,7 +209,7 @@ def _placeholder(annotation: Any) -> dict[str, str]:
 
 
 def _describe(annotation: Any) -> str:
-    """What a value of this type is called in an error."""
+    """The name of this type in an error."""
     texts = [
         f"one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else _KINDS[kind][1]
         for kind in _kinds(annotation)
@@ -215,16 +217,18 @@ def _describe(annotation: Any) -> str:
     return " or ".join(texts)
 
 
-def _plain(message: str, parameters: Any) -> str:
-    """An error of jsonargparse in the words of the command line."""
+def _rephrased(message: str, parameters: Any) -> str:
+    """jsonargparse's error with the names of the command line."""
     key, values = re.match(r'Parser key "(\w+)":', message), re.findall(r"(?:Got|Given) value: (.*)", message)
     if key is not None and values:
-        return f"{_written(parameters[key[1]])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
+        return f"{_display_name(parameters[key[1]])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
     # The second form is that of older releases of jsonargparse.
     missing = re.search(r"""arguments are required: (.*)|(?:Key|Option) ["'](\w+)["'] is required""", message)
     if missing is not None:
         names = (missing[1] or missing[2]).split(", ")
-        wanted = [parameters[name] for name in names]
-        kind = "argument is" if any(map(_is_positional, wanted)) else "option is"
-        return f"{', '.join(map(_written, wanted))}: {f'this {kind}' if len(names) == 1 else 'these are'} required."
+        required = [parameters[name] for name in names]
+        kind = "argument is" if any(map(_is_positional, required)) else "option is"
+        return (
+            f"{', '.join(map(_display_name, required))}: {f'this {kind}' if len(names) == 1 else 'these are'} required."
+        )
     return message

@@ -1,4 +1,4 @@
-"""Where commands print and write."""
+"""The console and the directories that commands write to."""
 
 import os
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def make_console(*, stderr: bool = False) -> "Console":
 
 @contextmanager
 def removing_new_directories(*paths: Path) -> Iterator[None]:
-    """A context that, if it fails, removes those of the directories that it made, where they are empty."""
+    """A context that removes the empty directories that it created if it fails."""
     made = [directory for path in paths for directory in (path, *path.parents) if not directory.exists()]
     try:
         yield
@@ -44,7 +44,7 @@ def removing_new_directories(*paths: Path) -> Iterator[None]:
 
 @contextmanager
 def output_directory(path: Path) -> Iterator[None]:
-    """A context in which figures and results are written to a directory. If it fails, directories that it made are removed.
+    """A context that writes figures and results to a directory. If it fails, the directories that it created are removed.
 
     Raises:
         InputError: The directory cannot be written to.
@@ -60,7 +60,7 @@ def output_directory(path: Path) -> Iterator[None]:
 
 
 def check_writable(directory: Path) -> None:
-    """Make the directory of the option `out`, and check that it can be written to.
+    """Create the directory of the option `out`, and check that it can be written to.
 
     Raises:
         InputError: It cannot.

@@ -11,17 +11,16 @@ if TYPE_CHECKING:
 
 
 def report(run_dir: Path, *, out: Path | None = None, format: TableFormat = "terminal") -> None:
-    """Make the page, the figures and the table of a run again, without any training.
+    """Write the page, the figures and the table of a run again, without training.
 
-    A run is a directory with results.json and records, which `lightning-uq compare` or the callback UncertaintyReport wrote. For a directory with
-    several runs in its folders, the command writes a page over all of them: modules that UncertaintyReport tested on the same rows are compared;
-    other runs get a card each, and the methods their mean ranks over the data sets. For the JSON file of `lightning-uq evaluate`, it writes the page
-    beside it.
+    A run is a directory that `lightning-uq compare` or the callback UncertaintyReport wrote, with results.json and records. If the folders of
+    RUN_DIR hold several runs, one page covers all of them. It compares modules that UncertaintyReport tested on the same rows. Other runs get
+    one card each, and methods get mean ranks over the data sets. For the JSON file of `lightning-uq evaluate`, the page is written beside it.
 
     Args:
-        run_dir: Directory of a run, or of several, or the JSON file of an evaluation.
+        run_dir: Directory of one run or of several runs, or the JSON file of an evaluation.
         out: Directory to write report.html and the figures to (default: RUN_DIR).
-        format: How the table of a run is printed.
+        format: Format of the printed table.
     """
     console = make_console()
     from lightning_uq.compare.directory.index import find_runs, skipped_folders, write_index

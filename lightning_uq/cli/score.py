@@ -26,27 +26,27 @@ def score(
 ) -> None:
     """Write predictions and scores for each row of a file as Parquet, in constant memory.
 
-    The columns are index (the row's number from 0) and those that PredictionWriter writes of the same outputs, such as label,
-    confidence, prob_0, log_density and ood_score. The file appears when all rows are written.
+    The columns are index, which is the row's number from 0, and the outputs under the names that PredictionWriter uses, such as label,
+    confidence, prob_0, log_density and ood_score. The file is created when all rows are written.
 
     Args:
-        model: The file -uq.ckpt that was written after a training, or a graph that export_fitted wrote (.pt2, .onnx).
+        model: A -uq.ckpt file, which callbacks write after training, or a graph from export_fitted (.pt2, .onnx).
         data: A table (.csv, .parquet) of numeric columns, or an array [N, ...] (.npy, .npz).
         out: Parquet file to write.
-        columns: Columns of a table that make the input, in the order that the model expects (default: those that the model names, in
-            any order of the table; if it names none, all but --drop and --id).
-        drop: Columns of a table that the model does not take, such as the target.
-        id: Column of a table that is copied into the output, of any type; of a CSV file, as text.
+        columns: Input columns of a table, in the order that the model expects (default: the columns that the model names; if it names
+            none, all except --drop and --id).
+        drop: Columns of a table to ignore, such as the target.
+        id: Column of a table to copy into the output. It may have any type; from a CSV file, it is copied as text.
         input: Name of the array in an .npz file (default: x).
-        nonfinite: What a row with a missing value or infinity gives: an ood_score of infinity and NaN as probabilities (inf), or
+        nonfinite: Result for a row with a missing value or infinity: an ood_score of infinity and probabilities of NaN (inf), or
             an error that names the row (error).
-        batch_size: Rows per call of the model.
-        device: Device that computes.
-        network: For a checkpoint that cannot be rebuilt from its file, the function or class that builds the module or the network
-            inside, such as my_project.models:make_network.
-        task: For a checkpoint whose callbacks had a task, its name, such as regression.
-        monitor: File with the state of a DriftMonitor, to which this run adds the ood_score of each row. A missing file is made from the
-            alarm in a -uq.ckpt. The file changes only if the run succeeds.
+        batch_size: Number of rows per call of the model.
+        device: Device to compute on.
+        network: Function or class that builds the module or its network, such as my_project.models:make_network. A checkpoint needs
+            it if the module cannot be rebuilt from the file.
+        task: Name of the task, such as regression. A checkpoint needs it if its callbacks had a task.
+        monitor: File with the state of a DriftMonitor, which this run updates with the ood_score of each row. If it does not exist, it is
+            created from the alarm in a -uq.ckpt. The file changes only if the run succeeds.
         overwrite: Replace a file that exists.
     """
     stderr = make_console(stderr=True)
@@ -61,7 +61,7 @@ def score(
         summary = scoring.score(
             settings,
             progress,
-            tell=lambda text: stderr.print(text, soft_wrap=True, highlight=False, markup=False),
+            notify=lambda text: stderr.print(text, soft_wrap=True, highlight=False, markup=False),
             overwrite=overwrite,
             monitor=monitor,
         )
@@ -72,5 +72,5 @@ def score(
         parts.append(f"alarms {100 * summary.alarms / summary.rows:.2f} %")
     if summary.monitor is not None:
         row, num_rows = summary.monitor.drift_row, summary.monitor.num_rows
-        parts.append(f"{'no drift in' if row is None else f'a drift after row {row:,} of'} {num_rows:,} monitored rows")
+        parts.append(f"{'no drift in' if row is None else f'drift after row {row:,} of'} {num_rows:,} monitored rows")
     print(f"{', '.join(parts)}. Wrote {out}{'' if monitor is None else f' and {monitor}'}")

@@ -12,7 +12,7 @@ from lightning_uq.callbacks.calibrating import calibrating_transforms
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.lightning_trees import is_instance
-from lightning_uq.loggers.curves import Curve, Sums, curve_of
+from lightning_uq.loggers.curves import Curve, Sums, make_curve
 from lightning_uq.loggers.figures import log_figure
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.report import new_figure
@@ -95,7 +95,7 @@ class LogFigures(Callback):
         self._calibrations: list[PredictionTransform] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work before anything runs."""
+        """Raise errors for unsupported settings before anything runs."""
         new_figure(1, 1)
         check_strategy(trainer, type(self).__name__)
         if sum(is_instance(one, LogFigures) for one in trainer.callbacks) > 1:  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ class LogFigures(Callback):
         for step in (pl_module.validation_step, pl_module.test_step):
             if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
                 raise UnsupportedError(
-                    "LogFigures does not support steps that take `dataloader_iter`, under which hooks do not know their batch."
+                    "LogFigures does not support steps that take `dataloader_iter`, because hooks then do not receive the batch."
                 )
         self._step_input = StepInput()
 
@@ -211,7 +211,7 @@ class LogFigures(Callback):
         if len(target):
             task = self.read.task(model)
             if loader_idx not in self._curves:
-                self._curves[loader_idx] = curve_of(task, self.num_bins, model.device)
+                self._curves[loader_idx] = make_curve(task, self.num_bins, model.device)
             self._curves[loader_idx].add(task, prediction[rows], target)
 
     # ------------------------------------------------------------------ figures
@@ -228,7 +228,7 @@ class LogFigures(Callback):
             loader = f"/dataloader_idx_{loader_idx}" if number > 1 else ""
             reason = next((reasons[loader_idx] for _, reasons in of_ranks if loader_idx in reasons), None)
             if reason is not None:
-                self._warn(f"LogFigures draws no figure of {_DATA[stage]}{loader.replace('/', ', ')}: {reason}")
+                self._warn(f"LogFigures draws no figure for {_DATA[stage]}{loader.replace('/', ', ')}: {reason}")
                 continue
             found = [curves[loader_idx] for curves, _ in of_ranks if loader_idx in curves]
             if found and trainer.is_global_zero:

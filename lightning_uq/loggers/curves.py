@@ -1,4 +1,4 @@
-"""What a figure shows of a stream of predictions: sums, whatever the number of rows."""
+"""The sums over a stream of predictions that a figure needs; their size does not grow with the number of rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -95,17 +95,17 @@ class Coverage(Curve):
         """Count the covered targets of the batch."""
         prediction, target = task.rows(prediction, target)
         known = ~target.isnan()
-        refusal: InputError | None = None
+        last_error: InputError | None = None
         for level in self.levels:
             try:
                 covered = prediction.covered(target, level)
             except InputError as error:
-                refusal = error
+                last_error = error
                 continue
             counted = widen(torch.stack([(covered & known).sum(), known.sum()]))
             self._sums[level] = self._sums[level] + counted if level in self._sums else counted
-        if refusal is not None and not self._sums:
-            raise refusal
+        if last_error is not None and not self._sums:
+            raise last_error
 
     def sums(self) -> Sums:
         """Numbers of covered and of known targets [2] by level."""
@@ -121,11 +121,11 @@ class Coverage(Curve):
         )
 
 
-def curve_of(task: Task, num_bins: int, device: torch.device) -> Curve:
-    """The curve that a task's predictions have, none of them added.
+def make_curve(task: Task, num_bins: int, device: torch.device) -> Curve:
+    """An empty curve for the predictions of a task.
 
     Raises:
-        InputError: They have no probabilities of classes and no intervals.
+        InputError: The predictions have neither class probabilities nor intervals.
     """
     found = task.metrics("test").values()
     for metric in found:
@@ -133,5 +133,5 @@ def curve_of(task: Task, num_bins: int, device: torch.device) -> Curve:
             return Reliability(type(metric)(num_bins=num_bins, validate_args=False), device)
     own = [metric.level for metric in found if isinstance(metric, IntervalCoverage)]
     if not own:
-        raise InputError(f"{describe(task)} predicts neither probabilities of classes nor intervals.")
+        raise InputError(f"{describe(task)} predicts neither class probabilities nor intervals.")
     return Coverage(tuple(sorted({*LEVELS, *own})))

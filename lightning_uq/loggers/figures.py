@@ -50,7 +50,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure") -> None:
     for logger in trainer.loggers:
         write = next((write for kind, write in _WRITERS.items() if is_instance(logger, kind)), None)
         if write is None:
-            rank_zero_warn(f"{type(logger).__name__} is given no figures: it is none of {', '.join(_names())}.")
+            rank_zero_warn(f"{type(logger).__name__} gets no figures. Figures are written to {', '.join(_names())}.")
         else:
             write(logger, name, figure, trainer.global_step)
 

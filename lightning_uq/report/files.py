@@ -24,8 +24,9 @@ def writable_directory(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        problem = "it is a file" if path.is_file() else error.strerror or str(error)
-        raise InputError(f"{path} cannot be used as a directory to write to: {problem}.") from error
+        if path.is_file():
+            raise InputError(f"{path} is a file, not a directory.") from error
+        raise InputError(f"The directory {path} cannot be written to: {error.strerror or error}.") from error
     return path
 
 

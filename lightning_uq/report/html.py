@@ -159,7 +159,7 @@ def render_html(report: Report) -> str:
 def _check(report: Report) -> None:
     for name in ("verdict", "introduction", "notes"):
         if isinstance(getattr(report, name), str):
-            raise InputError(f"`{name}` must be a sequence of texts, but it is a single text. Put it into a list.")
+            raise InputError(f"`{name}` must be a list of texts, but it is a single text. Put it into a list.")
     for href in [*(page.href for page in report.pages), *(href for _, href in report.methods.values())]:
         if href is not None and urlsplit(href).scheme not in ("", "http", "https"):
             raise InputError(f"A link must be relative or begin with http:// or https://, but it is {href!r}.")
@@ -167,7 +167,7 @@ def _check(report: Report) -> None:
     for key, notes in report.intervals.items():
         unknown = sorted(set(notes) - names)
         if unknown:
-            raise InputError(f"`intervals[{key!r}]` must name methods of the rows, but it names {', '.join(unknown)}.")
+            raise InputError(f"`intervals[{key!r}]` names methods that have no row: {', '.join(unknown)}.")
 
 
 def _cell(row: Row, column: Column, marked: Mapping[tuple[str, str], str], intervals: Mapping[str, Any]) -> Any:

@@ -101,8 +101,8 @@ TESTBED_COLUMNS: tuple[Column, ...] = (
 """What only the testbed has, between the predictions' columns and the others."""
 
 RESULT_KEYS = tuple(column.key for column in COLUMNS)
-_OF_PREDICTIONS = tuple(column for column in COLUMNS if column.group == "prediction")
-ALL_COLUMNS = (*_OF_PREDICTIONS, *TESTBED_COLUMNS, *COLUMNS[len(_OF_PREDICTIONS) :])
+_PREDICTION_COLUMNS = tuple(column for column in COLUMNS if column.group == "prediction")
+ALL_COLUMNS = (*_PREDICTION_COLUMNS, *TESTBED_COLUMNS, *COLUMNS[len(_PREDICTION_COLUMNS) :])
 
 
 DENSITY_TITLES = {"nll": "Negative log-likelihood of the density, nats; it may be negative"}
@@ -201,9 +201,7 @@ def marks(rows: Sequence[Row], columns: Sequence[Column], tied: Tied | None = No
         candidates = (tied or {}).get(column.key) or ()
         unknown = sorted(set(candidates) - methods)
         if unknown:
-            raise InputError(
-                f"`tied[{column.key!r}]` must name methods of the rows, but it names {', '.join(unknown)}."
-            )
+            raise InputError(f"`tied[{column.key!r}]` names methods that have no row: {', '.join(unknown)}.")
         best = best_methods(rows, column)
         for row in rows:
             name = row["method"]

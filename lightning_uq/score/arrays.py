@@ -17,9 +17,9 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class ArrayRows(Rows):
-    """An array of numbers; its pieces are read one after the other, so that one of them is in memory.
+    """An array of numbers, read in pieces so that only one piece is in memory.
 
-    An array that is stored by columns (Fortran's order) is mapped from an ``.npy``, and refused in an ``.npz``.
+    An array in Fortran order is memory-mapped from an ``.npy``, and raises an error in an ``.npz``.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -27,19 +27,19 @@ class ArrayRows(Rows):
         with self._opened() as (_, shape, dtype, by_columns):
             self._by_columns = by_columns
         if not shape:
-            raise InputError(f"DATA must hold an array [N, ...], but that in {path} is one number.")
+            raise InputError(f"DATA must hold an array [N, ...], but {path} holds a single number.")
         if dtype.kind not in "biuf":
             raise InputError(f"DATA must hold numbers, but the array in {path} has dtype {dtype}.")
         if by_columns and path.suffix == ".npz":
             raise InputError(
-                f"The array {name!r} in {path} is stored by columns, so its rows cannot be streamed. Save "
-                "numpy.ascontiguousarray(x), or an .npy."
+                f"The array {name!r} in {path} is stored in Fortran order, so its rows cannot be streamed. Save "
+                "numpy.ascontiguousarray(x) instead, or write an .npy."
             )
         self.total = shape[0]
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], "np.dtype[Any]", bool]]:
-        """The file behind the array's header, and what the header says."""
+        """The file positioned after the array's header, and the header's shape, dtype and order."""
         try:
             if self._path.suffix == ".npy":
                 with self._path.open("rb") as stream:
@@ -49,7 +49,7 @@ class ArrayRows(Rows):
                 names = [entry.removesuffix(".npy") for entry in archive.namelist()]
                 if self._name not in names:
                     raise InputError(
-                        f"`input` must be an array of {self._path}, but {self._name!r} is not among {names}."
+                        f"{self._path} has no array {self._name!r}. Set `input` to one of {', '.join(names)}."
                     )
                 with archive.open(f"{self._name}.npy") as stream:
                     yield (stream, *self._header(stream))
@@ -68,26 +68,28 @@ class ArrayRows(Rows):
         if self._by_columns:
             whole = np.load(self._path, mmap_mode="r", allow_pickle=False)
             for start in range(0, len(whole), size):
-                yield Piece(_native(np.ascontiguousarray(whole[start : start + size])), None)
+                yield Piece(_in_native_byte_order(np.ascontiguousarray(whole[start : start + size])), None)
             return
         with self._opened() as (stream, (total, *shape), dtype, _):
             for start in range(0, total, size):
                 num = min(size, total - start)
-                wanted = num * math.prod(shape) * dtype.itemsize
-                data = _exactly(stream, wanted)
-                if len(data) < wanted:
-                    raise InputError(f"{self._path} ends within row {start + len(data) * num // wanted} of {total}.")
-                yield Piece(_native(np.frombuffer(data, dtype).reshape(num, *shape)), None)
+                num_bytes = num * math.prod(shape) * dtype.itemsize
+                data = _read_exactly(stream, num_bytes)
+                if len(data) < num_bytes:
+                    raise InputError(
+                        f"{self._path} is incomplete: it ends within row {start + len(data) * num // num_bytes} of {total}."
+                    )
+                yield Piece(_in_native_byte_order(np.frombuffer(data, dtype).reshape(num, *shape)), None)
 
 
-def _exactly(stream: IO[bytes], num: int) -> bytearray:
-    """So many bytes, or those that are left; a stream may give fewer at a time."""
+def _read_exactly(stream: IO[bytes], num: int) -> bytearray:
+    """``num`` bytes, or fewer at the end of the stream. One call of ``read`` may return fewer."""
     found = bytearray()
     while len(found) < num and (part := stream.read(num - len(found))):
         found += part
     return found
 
 
-def _native(x: Array) -> Array:
-    """In the byte order of this machine, of which torch takes no other."""
+def _in_native_byte_order(x: Array) -> Array:
+    """The array in this machine's byte order, the only one that torch accepts."""
     return x.astype(x.dtype.newbyteorder("="), copy=False)

@@ -43,11 +43,11 @@ class Model(ABC):
 
 
 class CheckpointModel(Model):
-    """What :func:`~lightning_uq.load_fitted` gives."""
+    """The module that :func:`~lightning_uq.load_fitted` returns."""
 
     def __init__(self, path: Path, network: str | None, task: str | None, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("`device` is 'cuda', but this machine has no cuda device.")
+            raise InputError("`device` is 'cuda', but this machine has no CUDA device.")
         given = None if network is None else _network(network, path)
         self.columns = read_checkpoint(path, "MODEL must be a checkpoint").get(COLUMNS, ())
         self._fitted = load_fitted(path, given, task=task, nonfinite="inf").to(device)
@@ -72,11 +72,11 @@ class GraphModel(Model):
 
     def __init__(self, path: Path, device: str) -> None:
         if device == "cuda" and path.suffix == ".pt2" and not torch.cuda.is_available():
-            raise InputError("`device` is 'cuda', but this machine has no cuda device.")
+            raise InputError("`device` is 'cuda', but this machine has no CUDA device.")
         self._graph = read_graph(path, device)
         if len(self._graph.inputs) != 1:
             names = ", ".join(self._graph.info.inputs or self._graph.inputs)
-            raise InputError(f"A model must have one input of rows, but {path} has {len(self._graph.inputs)}: {names}.")
+            raise InputError(f"MODEL must have one input, but {path} has {len(self._graph.inputs)}: {names}.")
         self.result = self._graph.info.result
         self.outputs = self._graph.info.outputs or None
         self.columns = self._graph.info.columns
@@ -95,12 +95,12 @@ def load_model(path: str | Path, network: str | None = None, task: str | None = 
 
     Args:
         path: A ``-uq.ckpt``, or a graph, ``.pt2`` or ``.onnx``.
-        network: Of a checkpoint that cannot be rebuilt from the file: ``"my.module:function"`` or the path of a class, called without arguments.
-        task: Of a checkpoint whose callbacks had a ``task``: its name.
+        network: For a checkpoint that cannot be rebuilt from its file: ``"my.module:function"`` or the path of a class, called without arguments.
+        task: For a checkpoint whose callbacks had a ``task``, the task's name.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        InputError: The file cannot be read, or needs another argument, or has none of those that were passed.
+        InputError: The file cannot be read, an argument is missing, or an argument does not apply to it.
 
     Example:
         >>> load_model("model.txt")
@@ -111,23 +111,25 @@ def load_model(path: str | Path, network: str | None = None, task: str | None = 
     if path.suffix not in (".ckpt", *GRAPHS):
         raise InputError(f"MODEL must end in .ckpt, .pt2 or .onnx, but it is {path}.")
     if not path.is_file():
-        raise InputError(f"MODEL must be a file, but there is no {path}.")
+        raise InputError(f"MODEL: {path} does not exist or is not a file.")
     if path.suffix == ".ckpt":
         return CheckpointModel(path, network, task, device)
     if network is not None or task is not None:
-        raise InputError(f"`network` and `task` are for checkpoints: {path} holds the whole model. Leave them out.")
+        raise InputError(
+            f"`network` and `task` apply to checkpoints only, and {path} holds the whole model. Leave them out."
+        )
     return GraphModel(path, device)
 
 
 def _network(name: str, path: Path) -> nn.Module | Callable[[], nn.Module]:
-    """The module that a path of a class or function makes; the function itself where a module of ours takes that."""
+    """The module that a class or function at an import path builds, or the function itself if the checkpoint's module takes a factory."""
     factory: Any = import_object(name, "network")
     try:
         built = factory()
     except UQError:
         raise
     except Exception as error:  # the user's own code
-        raise InputError(f"`network`: {name}() fails: {type(error).__name__}: {error}") from error
+        raise InputError(f"`network`: {name}() raised {type(error).__name__}: {error}") from error
     if not isinstance(built, nn.Module):
         raise InputError(
             f"`network`: {name}() must return a torch.nn.Module, but it returned a {type(built).__name__}."

@@ -1,4 +1,4 @@
-"""The state of a :class:`~lightning_uq.DriftMonitor` in a file, which goes on with the scores of each run."""
+"""The state of a :class:`~lightning_uq.DriftMonitor` in a file, which each run continues."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -16,15 +16,14 @@ ALARM, SCORE = "ood_alarm", "ood_score"
 
 
 def open_monitor(path: str | Path, model: str | Path) -> DriftMonitor:
-    """The monitor in a file; if there is no file yet, a new one of the alarm in a ``-uq.ckpt``.
+    """The monitor in a file or, if the file does not exist, a new one from the alarm in a ``-uq.ckpt``.
 
     Args:
         path: The file.
         model: The model's file.
 
     Raises:
-        InputError: The checkpoint has no alarm, or another one than the monitor; the file cannot be read, or it is missing and the model is a
-            graph.
+        InputError: The checkpoint has no alarm or a different one, the file cannot be read, or it is missing and the model is a graph.
     """
     path, model = Path(path), Path(model)
     new = DriftMonitor(_alarm(model)) if model.suffix == ".ckpt" else None
@@ -32,8 +31,8 @@ def open_monitor(path: str | Path, model: str | Path) -> DriftMonitor:
     if not path.exists():
         if new is None:
             raise InputError(
-                f"`monitor`: there is no {path}, and a graph has no held-out rows for a new one. Write it in Python from the fitted OODAlarm, "
-                "as DriftMonitor(alarm).to_json(), or let one run with the -uq.ckpt make it."
+                f"`monitor`: {path} does not exist, and a graph cannot create it. Run the command once with the -uq.ckpt, or write "
+                "DriftMonitor(alarm).to_json() from the fitted OODAlarm."
             )
         return new
     try:
@@ -43,14 +42,14 @@ def open_monitor(path: str | Path, model: str | Path) -> DriftMonitor:
     bins = found.bins
     if new is not None and not (torch.equal(bins.edges, new.bins.edges) and torch.equal(bins.sizes, new.bins.sizes)):
         raise InputError(
-            f"`monitor`: {path} was made from other held-out rows than those of the alarm in {model}. Name a file that does not exist to begin "
-            "a new monitor."
+            f"`monitor`: {path} belongs to another alarm than that in {model}, since they were fitted to different held-out rows. Name a "
+            "new file to start a new monitor."
         )
     return found
 
 
 def check_alarm(model: str | Path, outputs: Collection[str]) -> None:
-    """Refuse a model whose outputs have no alarm's result."""
+    """Raise an error for a model whose outputs do not contain an alarm."""
     if not {ALARM, SCORE} <= set(outputs):
         raise InputError(f"{_NEEDED.format(model)} Its outputs are {', '.join(outputs)}.")
 
@@ -61,7 +60,7 @@ def _alarm(model: Path) -> OODAlarm:
     for key, state in states.items():
         if kind_of(key, state) == OODAlarm.__qualname__:
             return OODAlarm.of_state(state)
-    raise InputError(f"{_NEEDED.format(model)} It holds {', '.join(states)}.")
+    raise InputError(f"{_NEEDED.format(model)} It holds the states {', '.join(states)}.")
 
 
 _NEEDED = "`monitor` needs a model with an OODAlarm, but {} has none."

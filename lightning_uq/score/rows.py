@@ -29,8 +29,8 @@ class Rows(ABC):
 
     Attributes:
         columns: Names of the columns that make the input, or None if the file is an array.
-        left_out: The number of a table's columns that are used for nothing, although no argument says so.
-        total: The number of rows, or None where only reading all tells.
+        left_out: Number of columns of a table that are unused although no argument excludes them.
+        total: The number of rows; None if it is unknown before all are read.
         id_type: pyarrow's type of the column that is copied, or None.
     """
 
@@ -61,11 +61,11 @@ def open_rows(
 
     Args:
         path: A table, ``.csv`` or ``.parquet``, or an array [N, ...], ``.npy`` or ``.npz``.
-        columns: Of a table: the columns that make the input, in the order that the model expects; None for ``names``, or without them for all but ``drop``
+        columns: For a table: the columns that make the input, in the order that the model expects; None for ``names``, or without them for all but ``drop``
             and ``id``.
-        drop: Of a table: columns that the model does not take.
-        id: Of a table: a column that is copied into the output, and is no part of the input unless ``columns`` names it.
-        input: Of an ``.npz``: the name of the array; None for ``x``.
+        drop: For a table: columns that the model does not take.
+        id: For a table: a column that is copied into the output, and is no part of the input unless ``columns`` names it.
+        input: For an ``.npz``: the name of the array; None for ``x``.
         names: The columns that the model names itself, in its order; empty where it names none.
 
     Raises:
@@ -80,13 +80,13 @@ def open_rows(
     if path.suffix not in (*tables, ".npy", ".npz"):
         raise InputError(f"DATA must end in .csv, .parquet, .npy or .npz, but it is {path}.")
     if not path.is_file():
-        raise InputError(f"DATA must be a file, but there is no {path}.")
+        raise InputError(f"DATA: {path} does not exist or is not a file.")
     if path.suffix in tables:
         if input is not None:
-            raise InputError("`input` names an array of an .npz file. Of a table, pass `columns`.")
+            raise InputError("`input` names an array of an .npz file. For a table, pass `columns`.")
         return tables[path.suffix](path, columns, drop, id, names)
     if columns is not None or drop or id is not None:
-        raise InputError(f"`columns`, `drop` and `id` are for tables, but {path} is an array. Leave them out.")
+        raise InputError(f"`columns`, `drop` and `id` apply to tables only, and {path} is an array. Leave them out.")
     if path.suffix == ".npy" and input is not None:
         raise InputError(f"`input` names an array of an .npz file, but {path} holds one array. Leave it out.")
     return ArrayRows(path, input or "x")

@@ -18,23 +18,23 @@ from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.networks.finite import nonfinite_rows
 from lightning_uq.networks.graph_files import first_lines
 from lightning_uq.report import writable_directory
+from lightning_uq.score.bad_rows import first_bad_row
 from lightning_uq.score.models import Model, load_model
 from lightning_uq.score.monitor import ALARM, SCORE, check_alarm, open_monitor
 from lightning_uq.score.output import ScoreFile, make_block, without_maps
-from lightning_uq.score.refused import first_refused
 from lightning_uq.score.rows import Piece, Rows, open_rows
 from lightning_uq.writing import replacing
 
 Progress = Callable[[int, int | None], None]
 """Called after each batch with the number of rows so far, and of all rows or None."""
 
-Tell = Callable[[str], None]
-"""Called with a sentence that a user should read, but that is no error."""
+Notify = Callable[[str], None]
+"""Called with a sentence for the user that is not an error, such as a column that is ignored."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is scored, and how.
+    """The model, the data, the output file and the options of a run.
 
     Args:
         model: A ``-uq.ckpt``, or a graph, ``.pt2`` or ``.onnx``.
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written.
+    """The counts of a run.
 
     Args:
         rows: The number of rows.
@@ -88,19 +88,19 @@ def score(
     settings: Settings,
     progress: Progress = lambda done, total: None,
     *,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
     overwrite: bool = False,
     monitor: str | Path | None = None,
 ) -> Summary:
     """Write the model's outputs for each row of the data.
 
-    The file's columns are ``index``, the row's number from 0, the column ``id``, and the outputs. It appears when all rows are written; an
-    error or an interrupt leaves none, and a monitor's file as it was.
+    The file's columns are ``index``, the row's number from 0, the column ``id``, and the outputs. The file is created when all rows are
+    written: an error or an interrupt leaves no file, and does not change a monitor's file.
 
     Args:
         settings: The model, the data and the file.
         progress: Called after each batch.
-        tell: Called with what a user should know: which columns were taken, how many were left out, and which outputs are maps.
+        notify: Called with a sentence about columns that were matched or ignored, and about maps that are not written.
         overwrite: Whether a file that exists is replaced.
         monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
             a missing file is made.
@@ -118,13 +118,13 @@ def score(
     if out.suffix != ".parquet":
         raise InputError(f"`out` must end in .parquet, but it is {out}.")
     if out.resolve() == Path(settings.data).resolve():
-        raise InputError(f"`out` must be another file than the data, but both are {out}.")
+        raise InputError(f"`out` must differ from DATA, but both are {out}.")
     if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(f"`out`: {out} exists already. Choose another file, or pass `overwrite`.")
+        raise InputError(f"`out`: {out} already exists. Choose another file, or pass `overwrite`.")
     if monitor is not None:
         others = [Path(path).resolve() for path in (settings.model, settings.data, out)]
         if Path(monitor).resolve() in others:
-            raise InputError(f"`monitor` must be a file of its own, but {monitor} is another file of this run.")
+            raise InputError(f"`monitor` must differ from MODEL, DATA and `out`, but {monitor} is one of them.")
     writable_directory(out.parent)
     model = load_model(settings.model, settings.network, settings.task, settings.device)
     rows = open_rows(
@@ -135,7 +135,7 @@ def score(
         input=settings.input,
         names=model.columns,
     )
-    _tell_columns(rows, model, settings, tell)
+    _notify_of_columns(rows, model, settings, notify)
     drift: DriftMonitor | None = None
     if monitor is not None:
         if model.outputs is not None:
@@ -147,7 +147,7 @@ def score(
     has_alarms = False
     try:
         for piece in rows.pieces(settings.batch_size):
-            block, is_bad = _scored(model, piece, rows, settings, done, tell)
+            block, is_bad = _scored(model, piece, rows, settings, done, notify)
             if file is None:
                 file = ScoreFile(out, block, {} if settings.id is None else {settings.id: rows.id_type})
             file.add(block)
@@ -172,20 +172,23 @@ def score(
     return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None, drift)
 
 
-def _tell_columns(rows: Rows, model: Model, settings: Settings, tell: Tell) -> None:
-    """Tell how a table's columns were matched with the model's."""
+def _notify_of_columns(rows: Rows, model: Model, settings: Settings, notify: Notify) -> None:
+    """Say how a table's columns were matched with the model's."""
     if rows.columns is None:
         return
     if list(rows.columns) != list(model.columns):
         taken = rows.columns if len(rows.columns) <= 4 else [*rows.columns[:3], "...", rows.columns[-1]]
-        why = "are other names than the model's" if model.columns else "match by position, since the model names none"
-        tell(f"The columns of {settings.data} {why}: {', '.join(taken)} ({len(rows.columns)} in this order).")
+        why = "have other names than the model's" if model.columns else "are not named in the model"
+        names = f"{', '.join(taken)} ({len(rows.columns)} in this order)"
+        notify(f"The columns of {settings.data} {why}, so they are matched by position: {names}.")
     if rows.left_out:
-        left = "1 column" if rows.left_out == 1 else f"{rows.left_out} columns"
-        tell(f"The model does not take {left} of {settings.data}.")
+        ignored = "1 column" if rows.left_out == 1 else f"{rows.left_out} columns"
+        notify(f"The model ignores {ignored} of {settings.data}.")
 
 
-def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int, tell: Tell) -> tuple[Block, Tensor]:
+def _scored(
+    model: Model, piece: Piece, rows: Rows, settings: Settings, start: int, notify: Notify
+) -> tuple[Block, Tensor]:
     """A batch's columns, and the mask of its rows that are not finite."""
     x = model.cast(torch.from_numpy(piece.x))
     found = nonfinite_rows(x)
@@ -194,11 +197,11 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
         row = int(bad.nonzero()[0])
         where = "" if rows.columns is None else f" in column {rows.columns[int((~x[row].isfinite()).nonzero()[0])]!r}"
         raise NotFiniteError(f"Row {start + row} of {settings.data} holds NaN or infinity{where}.")
-    with _misfit(model, x, rows, settings, start):
+    with _naming_bad_row(model, x, rows, settings, start):
         outputs = model(x)
     if any(values.shape[:1] != x.shape[:1] for values in outputs.values()):
         shapes = {name: list(values.shape) for name, values in outputs.items()}
-        raise InputError(f"The model must give one output per row, but of {len(x)} rows it gives {shapes}.")
+        raise InputError(f"The model must return one output per row, but for {len(x)} rows it returns {shapes}.")
     if settings.nonfinite == "error":
         for name, values in outputs.items():
             if bool(values.isnan().any()):
@@ -210,38 +213,38 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
     maps = [f"`{name}` {list(values.shape[1:])}" for name, values in outputs.items() if name not in numbers]
     if not numbers:
         raise InputError(
-            f"A table has one row per input, but the model gives maps alone: {', '.join(maps)}. Use `PredictionWriter(format='npz')`."
+            f"The model returns only maps, which a table cannot hold: {', '.join(maps)}. Use `PredictionWriter(format='npz')`."
         )
     if maps and start == 0:
-        tell(f"{settings.out} leaves out the maps {', '.join(maps)}.")
+        notify(f"{settings.out} does not contain the maps {', '.join(maps)}.")
     columns = make_block(numbers, model.result)
     first: Block = {"index": np.arange(start, start + len(x))}
     if settings.id is not None and piece.ids is not None:
         names = {"index", *columns, *(f"{'prob' if name == 'probs' else name}_0" for name in columns)}
         if settings.id in names:
             raise InputError(
-                f"`id` must be another name than those of the output, but {settings.id!r} is one. Rename that column."
+                f"`id`: the output has a column {settings.id!r} of its own. Rename that of {settings.data}."
             )
         first[settings.id] = piece.ids
     return first | columns, bad
 
 
 @contextmanager
-def _misfit(model: Model, x: Tensor, rows: Rows, settings: Settings, start: int) -> Iterator[None]:
-    """Turn an error of the model into one that names the row, or if the model takes no such row, says what it was given."""
+def _naming_bad_row(model: Model, x: Tensor, rows: Rows, settings: Settings, start: int) -> Iterator[None]:
+    """Turn an error of the model into one that names the row or, if the model accepts no such row, the shape or columns that it was given."""
     try:
         yield
     except UQError:
         raise
     except Exception as error:  # of torch, onnxruntime, or the user's network
-        refused = first_refused(model, x)
-        if refused is not None:
-            row, reason = refused
+        bad_row = first_bad_row(model, x)
+        if bad_row is not None:
+            row, reason = bad_row
             raise InputError(
-                f"{settings.model} does not take row {start + row} of {settings.data} (counted from 0). It says: {first_lines(reason)}"
+                f"{settings.model} fails on row {start + row} of {settings.data} (counted from 0): {first_lines(reason)}"
             ) from error
         given = f"rows of shape {list(x.shape[1:])} and dtype {str(x.dtype).removeprefix('torch.')}"
         if rows.columns is not None:
             names = ", ".join(rows.columns[:12]) + (", ..." if len(rows.columns) > 12 else "")
-            given = f"{len(rows.columns)} columns ({names}); choose others with `columns` or `drop`"
-        raise InputError(f"{settings.model} does not take {given}. It says: {first_lines(error)}") from error
+            given = f"the {len(rows.columns)} columns {names} (`columns` or `drop` choose others)"
+        raise InputError(f"{settings.model} fails on {given}: {first_lines(error)}") from error

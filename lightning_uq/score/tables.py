@@ -39,16 +39,16 @@ class TableRows(Rows):
         schema = self._read_schema()
         if len(set(schema.names)) < len(schema.names):
             twice = next(name for name in schema.names if schema.names.count(name) > 1)
-            raise InputError(f"The columns of {path} must have different names, but {twice!r} is there twice.")
-        asked = {"columns": columns or (), "drop": drop, "id": () if id is None else (id,)}
-        for argument, some in asked.items():
+            raise InputError(f"{path} has two columns named {twice!r}. Rename one of them.")
+        requested = {"columns": columns or (), "drop": drop, "id": () if id is None else (id,)}
+        for argument, some in requested.items():
             missing = [name for name in some if name not in schema.names]
             if missing:
                 raise InputError(
-                    f"`{argument}` must name columns of {path}, but {missing[0]!r} is not among {schema.names}."
+                    f"`{argument}`: {path} has no column {missing[0]!r}. Its columns are {', '.join(schema.names)}."
                 )
         if columns is not None and drop:
-            raise InputError("`columns` names what the model takes, so `drop` has nothing to do. Pass one of them.")
+            raise InputError("Pass either `columns` or `drop`: `columns` already excludes all other columns.")
         if columns:
             _check_places(columns, names)
         elif names:
@@ -59,8 +59,7 @@ class TableRows(Rows):
         if others:
             texts = ", ".join(f"{name!r} ({schema.field(name).type})" for name in others)
             raise InputError(
-                f"The model takes numbers, but these columns of {path} hold something else: {texts}. Leave them out with `drop`, copy one "
-                "with `id`, or turn them into numbers."
+                f"These columns of {path} are not numeric: {texts}. Exclude them with `drop`, copy one with `id`, or convert them to numbers."
             )
         if not self.columns:
             raise InputError(f"No column of {path} is left for the model.")
@@ -69,16 +68,16 @@ class TableRows(Rows):
             self.id_type = self._type_of_id(schema.field(id).type)
 
     def _check_names(self, names: Sequence[str], found: Sequence[str], drop: Sequence[str]) -> None:
-        """Refuse a table that lacks a column of the model."""
+        """Raise an error for a table that lacks a column of the model."""
         missing = [name for name in names if name not in found]
         if missing:
             lacks = ", ".join(map(repr, missing[:12])) + (", ..." if len(missing) > 12 else "")
             raise InputError(
-                f"The model takes {len(names)} columns by name, but {self._path} lacks {lacks}. It has {list(found)}."
+                f"The model needs {len(names)} named columns, but {self._path} lacks {lacks}. Its columns are {', '.join(found)}."
             )
         dropped = [name for name in names if name in drop]
         if dropped:
-            raise InputError(f"`drop` must not name a column that the model takes, but it names {dropped[0]!r}.")
+            raise InputError(f"`drop` must not name {dropped[0]!r}, which the model needs.")
 
     def pieces(self, size: int) -> Iterator[Piece]:
         """All rows, in pieces of at most ``size``."""
@@ -103,7 +102,7 @@ class TableRows(Rows):
     def _type_of_id(self, kind: Any) -> Any:
         return kind.value_type if self._arrow.types.is_dictionary(kind) else kind
 
-    def _wanted(self) -> list[str]:
+    def _columns_to_read(self) -> list[str]:
         return list(dict.fromkeys([*(self.columns or ()), *(() if self._id is None else (self._id,))]))
 
     @abstractmethod
@@ -112,7 +111,7 @@ class TableRows(Rows):
 
     @abstractmethod
     def _blocks(self) -> Iterator[Any]:
-        """pyarrow's record batches of the columns that are wanted."""
+        """pyarrow's record batches of the columns to read."""
 
 
 class ParquetRows(TableRows):
@@ -125,7 +124,7 @@ class ParquetRows(TableRows):
 
     def _blocks(self) -> Iterator[Any]:
         with self._opened() as file:
-            yield from file.iter_batches(batch_size=2**14, columns=self._wanted())
+            yield from file.iter_batches(batch_size=2**14, columns=self._columns_to_read())
 
     def _opened(self) -> Any:
         _, parquet = import_pyarrow()
@@ -143,7 +142,7 @@ class CsvRows(TableRows):
             schema = reader.schema
         if _are_numbers(schema.names):
             raise InputError(
-                f"The first line of {self._path} must hold the names of the columns, but it holds numbers: {', '.join(schema.names[:3])}."
+                f"The first line of {self._path} must hold the column names, but it holds numbers: {', '.join(schema.names[:3])}."
             )
         return schema
 
@@ -152,7 +151,7 @@ class CsvRows(TableRows):
         kinds = {name: kind if is_boolean(kind) else self._arrow.float64() for name, kind in self._types.items()}
         if self._id is not None:
             kinds[self._id] = self.id_type
-        with self._opened(column_types=kinds, include_columns=self._wanted()) as reader:
+        with self._opened(column_types=kinds, include_columns=self._columns_to_read()) as reader:
             yield from reader
 
     def _type_of_id(self, kind: Any) -> Any:
@@ -176,12 +175,12 @@ class CsvRows(TableRows):
 
 
 def _check_places(columns: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse columns of the model's own names in another order than its own; other names are a table's that calls them otherwise."""
+    """Raise an error if columns that the model names are in another order. Other names are allowed: a table may name its columns differently."""
     for place, name in enumerate(columns):
         if name in names and names.index(name) != place:
             raise InputError(
-                f"`columns` must keep the model's order, but {name!r} is its column {names.index(name)} (from 0) and number {place} of "
-                "`columns`. Leave `columns` out: the model finds its columns by their names."
+                f"`columns` must keep the model's order, but {name!r} is column {place} instead of {names.index(name)} (counted from 0). Leave "
+                "`columns` out, and the model finds its columns by name."
             )
 
 

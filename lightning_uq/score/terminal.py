@@ -1,4 +1,4 @@
-"""A line on a terminal that tells how many rows are done."""
+"""A progress line on a terminal: the number of rows done."""
 
 from types import TracebackType
 
@@ -17,7 +17,7 @@ class _RowsColumn(ProgressColumn):
 
 
 class ScoreProgress:
-    """The line; a context manager that is called with the rows done and those of all, or None. Nothing is shown elsewhere.
+    """The line; a context manager that is called with the rows done and those of all, or None. Without a terminal, nothing is shown.
 
     Args:
         console: Where to.

@@ -61,7 +61,7 @@ def test_it_is_short_and_complete(capsys, name, monkeypatch):
 def test_without_a_class_it_lists_ours(capsys, option, room):
     assert main(["fit", f"--{option}.help", "--trainer.max_epochs=1"]) == 0
     first, *lines, last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"`--{option}` takes an import path")
+    assert first.startswith(f"`--{option}` takes the import path")
     assert f"`--{option}.help={room}." in last
     names = [line.split()[0] for line in lines]
     base = {"model": LightningModule, "data": LightningDataModule}[option]

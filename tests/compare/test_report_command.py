@@ -159,7 +159,7 @@ def test_a_data_set_that_fails_later_does_not_stop_the_others(tmp_path, monkeypa
     error = capsys.readouterr().err
     assert "digits failed: " in error
     assert error.splitlines()[-1] == (
-        "lightning-uq: error: 1 of 2 data sets failed: digits (InputError). Their errors stand above."
+        "lightning-uq: error: 1 of 2 data sets failed: digits (InputError). See their errors above."
     )
     assert (tmp_path / "out" / "diabetes" / "report.html").is_file()
     assert 'href="diabetes/report.html"' in (tmp_path / "out" / "report.html").read_text()

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "density": "tests/test_density_page.py",
     "export": "tests/contract/test_compile_export.py",
     "laplace": "tests/test_laplace_page.py",
+    "predictions": "tests/test_predictions_page.py",
     "subclassing": "tests/test_subclassing_page.py",
     "tasks": "tests/test_tasks_page.py",
     "users_modules": "tests/test_users_modules_page.py",

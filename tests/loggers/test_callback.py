@@ -203,13 +203,15 @@ def test_each_loader_has_its_own(trainer_of, logged):
     [
         (lambda x: loader(x), {}, "the validation data"),
         (lambda x: loader(x, torch.full((50,), 7)), {}, r"labels in \[0, 3\)"),
-        (lambda x: loader(x, x[:, :3]), {"task": Regression(head="mean")}, "predicts neither probabilities of classes nor"),
+        (lambda x: loader(x, x[:, :3]), {"task": Regression(head="mean")}, "predicts neither class probabilities nor"),
     ],
 )  # fmt: skip
 def test_a_loader_without_a_figure_is_told_once(trainer_of, logged, make_loader, options, reason):
     x = inputs()
     trainer = trainer_of(LogFigures(**options), max_epochs=2)
-    with pytest.warns(UserWarning, match=f"LogFigures draws no figure of the validation data: (?i:.*{reason})") as told:
+    with pytest.warns(
+        UserWarning, match=f"LogFigures draws no figure for the validation data: (?i:.*{reason})"
+    ) as told:
         trainer.fit(Users(), loader(x), make_loader(x))
     assert sum("draws no figure" in str(one.message) for one in told) == 1
     assert trainer.current_epoch == 2

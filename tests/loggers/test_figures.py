@@ -144,7 +144,7 @@ class Silent(Logger):
 def test_each_logger_of_a_trainer_and_no_other(make_trainer, tmp_path):
     first, second = CSVLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")
     trainer = make_trainer(logger=[first, Silent(), second])
-    with pytest.warns(UserWarning, match="Silent is given no figures: it is none of TensorBoardLogger, CSVLogger"):
+    with pytest.warns(UserWarning, match="Silent gets no figures. Figures are written to TensorBoardLogger, CSVLogger"):
         log_figure(trainer, "val_a/dataloader_idx_0", new_figure(2, 2))
     for logger in (first, second):
         assert [path.name for path in Path(logger.log_dir).iterdir()] == ["val_a-dataloader_idx_0-0000000.png"]

@@ -28,7 +28,7 @@ def test_directory_is_made_with_its_parents(tmp_path):
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file cannot be used as a directory to write to: it is a file."):
+    with pytest.raises(InputError, match=r"file is a file, not a directory."):
         writable_directory(tmp_path / "file")
-    with pytest.raises(InputError, match="below cannot be used as a directory to write to: Not a directory"):
+    with pytest.raises(InputError, match="The directory .*below cannot be written to: Not a directory"):
         writable_directory(tmp_path / "file" / "below")

@@ -100,5 +100,5 @@ def test_columns_may_be_chosen(format):
 def test_an_unknown_format_is_refused():
     with pytest.raises(InputError, match="`format` must be markdown, latex or csv, but it is 'html'"):
         format_table(ROWS, "html")
-    with pytest.raises(InputError, match=r"`tied\['nll'\]` must name methods of the rows, but it names d"):
+    with pytest.raises(InputError, match=r"`tied\['nll'\]` names methods that have no row: d"):
         format_table(ROWS, "latex", {"nll": {"d"}})

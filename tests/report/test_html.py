@@ -178,14 +178,14 @@ def test_a_figure_escapes_its_texts():
     [
         ({"pages": [Link("a", "javascript:alert(1)")]}, "A link must be relative .* but it is 'javascript:alert"),
         ({"methods": {"softmax": ("", "data:text/html,a")}}, "A link must be relative"),
-        ({"verdict": "ensemble is best."}, "`verdict` must be a sequence of texts, but it is a single text"),
-        ({"notes": "Few."}, "`notes` must be a sequence"),
-        ({"introduction": "Two."}, "`introduction` must be a sequence"),
+        ({"verdict": "ensemble is best."}, "`verdict` must be a list of texts, but it is a single text"),
+        ({"notes": "Few."}, "`notes` must be a list"),
+        ({"introduction": "Two."}, "`introduction` must be a list"),
         (
             {"intervals": {"nll": {"nobody": "a"}}},
-            r"`intervals\['nll'\]` must name methods of the rows, but it names nobody",
+            r"`intervals\['nll'\]` names methods that have no row: nobody",
         ),
-        ({"tied": {"nll": {"nobody"}}}, r"`tied\['nll'\]` must name methods of the rows, but it names nobody"),
+        ({"tied": {"nll": {"nobody"}}}, r"`tied\['nll'\]` names methods that have no row: nobody"),
         ({"sections": [Section("", "", {"a": "<img>"})]}, "The figure 'a' must be an SVG element from `to_svg`"),
     ],
 )

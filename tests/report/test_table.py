@@ -177,7 +177,7 @@ def test_equal_means_are_all_best():
 
 def test_a_tied_method_without_a_row_is_refused():
     rows = [row("a", nll=(0.2, None))]
-    with pytest.raises(InputError, match=r"`tied\['nll'\]` must name methods of the rows, but it names b, c"):
+    with pytest.raises(InputError, match=r"`tied\['nll'\]` names methods that have no row: b, c"):
         marks(rows, shown_columns(rows), {"nll": {"c", "b", "a"}})
 
 

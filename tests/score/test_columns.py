@@ -67,7 +67,7 @@ def test_names_in_the_model_find_the_columns_in_any_order(models, suffix, kind, 
     WRITES[kind](table, f"rows.{kind}")
     assert run(models[suffix, True], f"rows.{kind}", "--id", "key") == 0
     np.testing.assert_allclose(probs(), models["probs"], rtol=1e-4, atol=1e-6)
-    assert capsys.readouterr().err == f"The model does not take 1 column of rows.{kind}.\n"
+    assert capsys.readouterr().err == f"The model ignores 1 column of rows.{kind}.\n"
     WRITES[kind](table.select(["c", "b", "a"]), f"rows.{kind}")
     assert run(models[suffix, True], f"rows.{kind}") == 0
     np.testing.assert_allclose(probs(), models["probs"], rtol=1e-4, atol=1e-6)
@@ -79,19 +79,19 @@ def test_a_table_that_lacks_a_named_column_is_refused(models, suffix, table, cap
     pq.write_table(table.drop_columns(["b", "red"]), "rows.parquet")
     assert run(models[suffix, True], "rows.parquet") == 2
     error = capsys.readouterr().err
-    assert "The model takes 3 columns by name, but rows.parquet lacks 'b'. It has ['key', 'c', 'a']." in error
+    assert "The model needs 3 named columns, but rows.parquet lacks 'b'. Its columns are key, c, a." in error
 
 
 @SUFFIXES
-def test_without_names_the_order_is_told(models, suffix, table, capsys):
+def test_without_names_the_order_is_printed(models, suffix, table, capsys):
     pq.write_table(table, "rows.parquet")
     assert run(models[suffix, False], "rows.parquet", "--drop", "red", "--id", "key") == 0
-    told = "The columns of rows.parquet match by position, since the model names none: c, a, b (3 in this order).\n"
-    assert capsys.readouterr().err == told
+    notice = "The columns of rows.parquet are not named in the model, so they are matched by position: c, a, b (3 in this order).\n"
+    assert capsys.readouterr().err == notice
     assert not np.allclose(probs(), models["probs"], atol=1e-3)
     pq.write_table(pa.table({f"x{i}": [0.0] for i in range(64)}), "wide.parquet")
     assert run(models[suffix, False], "wide.parquet") == 2
-    assert "names none: x0, x1, x2, ..., x63 (64 in this order).\n" in capsys.readouterr().err
+    assert "by position: x0, x1, x2, ..., x63 (64 in this order).\n" in capsys.readouterr().err
 
 
 def test_columns_given_beside_names_in_the_model(models, table, capsys):
@@ -100,14 +100,14 @@ def test_columns_given_beside_names_in_the_model(models, table, capsys):
     assert run(model, "rows.parquet", "--columns", "first,b,third") == 0
     np.testing.assert_allclose(probs(), models["probs"], rtol=1e-4, atol=1e-6)
     assert capsys.readouterr().err == (
-        "The columns of rows.parquet are other names than the model's: first, b, third (3 in this order).\n"
-        "The model does not take 2 columns of rows.parquet.\n"
+        "The columns of rows.parquet have other names than the model's, so they are matched by position: first, b, third (3 in this order).\n"
+        "The model ignores 2 columns of rows.parquet.\n"
     )
     assert run(model, "rows.parquet", "--columns", "b,first,third") == 2
-    assert "'b' is its column 1 (from 0) and number 0 of" in capsys.readouterr().err
+    assert "'b' is column 0 instead of 1 (counted from 0)" in capsys.readouterr().err
     pq.write_table(table, "rows.parquet")
     assert run(model, "rows.parquet", "--drop", "a") == 2
-    assert "must not name a column that the model takes, but it names 'a'" in capsys.readouterr().err
+    assert "must not name 'a', which the model needs" in capsys.readouterr().err
 
 
 def test_names_that_do_not_fit_are_refused_before_a_file_is_written(models, tmp_path):

@@ -35,7 +35,7 @@ def test_the_alarm_of_each_image_is_written(folder, capsys):
     fitted = load_fitted("model-uq.ckpt", network())
     export_fitted(fitted, "model.pt2", X[:2])
     assert main(["score", "model.pt2", "rows.npy", "--out", "out.parquet", "--batch-size", "7"]) == 0
-    assert capsys.readouterr().err == "out.parquet leaves out the maps `probs` [3, 4, 4].\n"
+    assert capsys.readouterr().err == "out.parquet does not contain the maps `probs` [3, 4, 4].\n"
     found, expected = pq.read_table("out.parquet"), fitted(X)
     assert found.column_names == ["index", "ood_score", "ood_p_value", "ood_alarm"]
     assert expected["ood_score"].shape == (60,)
@@ -50,7 +50,10 @@ def test_a_model_with_nothing_but_maps_is_refused(folder, capsys):
 
     export_fitted(FittedNetwork(Maps()), "model.pt2", X[:2])
     assert main(["score", "model.pt2", "rows.npy", "--out", "out.parquet"]) == 2
-    assert "gives maps alone: `probs` [3, 4, 4]. Use `PredictionWriter(format='npz')`." in capsys.readouterr().err
+    assert (
+        "returns only maps, which a table cannot hold: `probs` [3, 4, 4]. Use `PredictionWriter(format='npz')`."
+        in capsys.readouterr().err
+    )
     assert not (folder / "out.parquet").exists()
 
 

@@ -87,7 +87,7 @@ def test_it_goes_on_over_runs_as_one_monitor_would(models, model, rows, capsys):
         r"Wrote same\.parquet and monitor\.json\n",
         texts[0],
     )
-    assert f", a drift after row {found.drift_row} of 900 monitored rows. Wrote far.parquet" in texts[1]
+    assert f", drift after row {found.drift_row} of 900 monitored rows. Wrote far.parquet" in texts[1]
     assert 600 < found.drift_row <= 900
     assert int(torch.isinf(ood_scores("same.parquet")).sum()) == 1
 
@@ -119,17 +119,25 @@ def test_what_does_not_fit_is_refused_before_the_first_batch(models, rows):
     (rows / "alarm.json").write_text(models["alarm"].to_json())
     (rows / "bytes.json").write_bytes(b"\xff\xfe{")
     cases = [
-        ("plain-uq.ckpt", "monitor.json", r"`monitor` needs a model with an OODAlarm, but .* It holds FitGMM"),
+        (
+            "plain-uq.ckpt",
+            "monitor.json",
+            r"`monitor` needs a model with an OODAlarm, but .* It holds the states FitGMM",
+        ),
         ("plain.pt2", "monitor.json", r"`monitor` needs a model with an OODAlarm, .* outputs are probs, log_density"),
-        ("alarm.pt2", "missing.json", r"no missing\.json, and a graph has no .* DriftMonitor\(alarm\)\.to_json\(\)"),
+        (
+            "alarm.pt2",
+            "missing.json",
+            r"missing\.json does not exist, and a graph cannot create it.* DriftMonitor\(alarm\)\.to_json\(\)",
+        ),
         ("alarm.pt2", "alarm.json", r"alarm\.json cannot be read .* JSON of lightning_uq.DriftMonitor, but it holds l"),
         ("alarm.pt2", "bytes.json", r"bytes\.json cannot be read"),
         (
             "other-uq.ckpt",
             "monitor.json",
-            r"monitor\.json was made from other held-out rows than those of the alarm in",
+            r"monitor\.json belongs to another alarm than that in",
         ),
-        ("alarm.pt2", "out.parquet", r"`monitor` must be a file of its own, but out\.parquet is another"),
+        ("alarm.pt2", "out.parquet", r"`monitor` must differ from MODEL, DATA and `out`, but out\.parquet is one"),
     ]
     for model, monitor, message in cases:
         with pytest.raises(InputError, match=message):

@@ -121,9 +121,9 @@ def test_columns_are_chosen_and_ordered(models, kind, tmp_path):
     expected = pq.read_table(models["written"])["prob_1"].to_numpy()
     np.testing.assert_allclose(pq.read_table(out)["prob_1"].to_numpy(), expected, rtol=1e-4, atol=1e-6)
     assert open_rows(path, drop=["target"]).columns == ["d", "c", "b", "a"]
-    with pytest.raises(InputError, match=r"does not take 5 columns \(target, d, c, b, a\); choose others"):
+    with pytest.raises(InputError, match=r"fails on the 5 columns target, d, c, b, a \(`columns` or `drop`"):
         score(Settings(models[".ckpt"], path, tmp_path / "other.parquet"))
-    with pytest.raises(InputError, match=r"`drop` must name columns .*, but 'e' is not among \['target', 'd'"):
+    with pytest.raises(InputError, match=r"`drop`: .* has no column 'e'. Its columns are target, d"):
         open_rows(path, drop=["e"])
 
 
@@ -178,17 +178,17 @@ def write(path, text):
 
 LATE = "a,b,c,d\n" + "1,2,3,4.5\n" * 150_000 + "1,x,3,4\n"
 BAD_DATA = {
-    "text": ("a,b,c,d\n1,2,3,red\n", r"these columns of .* hold something else: 'd' \(string\)"),
+    "text": ("a,b,c,d\n1,2,3,red\n", r"These columns of .* are not numeric: 'd' \(string\)"),
     "late text": (LATE, r"Row #150002: .* invalid value 'x'"),
     "short line": ("a,b,c,d\n1,2,3,4\n1,2\n", "Row #3: Expected 4 columns, got 2"),
     "no names": (
         "0.5,1,2,3\n1,2,3,4\n",
-        "first line .* must hold the names of the columns, but it holds numbers: 0.5, 1, 2",
+        "first line .* must hold the column names, but it holds numbers: 0.5, 1, 2",
     ),
-    "whole numbers for names": ("5,1,2,3\n1,2,3,4\n", "must hold the names of the columns"),
+    "whole numbers for names": ("5,1,2,3\n1,2,3,4\n", "must hold the column names"),
     "no rows": ("a,b,c,d\n", "holds no rows"),
     "nothing": ("", "cannot be read as CSV"),
-    "twice": ("a,b,c,a\n1,2,3,4\n", "'a' is there twice"),
+    "twice": ("a,b,c,a\n1,2,3,4\n", "two columns named 'a'"),
 }
 
 
@@ -209,7 +209,7 @@ def test_a_truncated_array(models, tmp_path):
     np.save(tmp_path / "rows.npy", X.numpy())
     data = (tmp_path / "rows.npy").read_bytes()
     (tmp_path / "rows.npy").write_bytes(data[: len(data) - 20])
-    with pytest.raises(InputError, match="ends within row 298 of 300"):
+    with pytest.raises(InputError, match="incomplete: it ends within row 298 of 300"):
         score(Settings(models[".pt2"], tmp_path / "rows.npy", tmp_path / "out.parquet"))
     assert not (tmp_path / "out.parquet").exists()
 
@@ -224,7 +224,7 @@ def test_an_interrupt_leaves_what_was_there(models, tmp_path):
         if done == 200:
             raise KeyboardInterrupt
 
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         score(settings)
     with pytest.raises(KeyboardInterrupt):
         score(settings, interrupt, overwrite=True)
@@ -272,9 +272,9 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
         write(tmp_path / name, "")
     model = str(models[".pt2"])
     cases = {
-        "'x' is not among ['z']": [model, "rows.npz"],
-        "--columns, --drop and --id are for tables": [model, "rows.npz", "--drop", "a"],
-        "--network and --task are for checkpoints": [model, "rows.npz", "--input", "z", "--task", "regression"],
+        "rows.npz has no array 'x'. Set --input to one of z.": [model, "rows.npz"],
+        "--columns, --drop and --id apply to tables only": [model, "rows.npz", "--drop", "a"],
+        "--network and --task apply to checkpoints only": [model, "rows.npz", "--input", "z", "--task", "regression"],
         "--network must be the import path": [
             str(models[".ckpt"]),
             "rows.npz",
@@ -283,7 +283,7 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
             "--network",
             "torch.nn:Lin",
         ],
-        "--network: torch.nn:Linear() fails: TypeError": [
+        "--network: torch.nn:Linear() raised TypeError": [
             str(models[".ckpt"]),
             "rows.npz",
             "--input",
@@ -291,20 +291,19 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
             "--network",
             "torch.nn:Linear",
         ],
-        "--input must be an array of rows.npz": [model, "rows.npz"],
         "--monitor needs a model with an OODAlarm": [model, "rows.npz", "--input", "z", "--monitor", "monitor.json"],
         "--batch-size must be an integer of at least 1": [model, "rows.npz", "--batch-size", "0"],
-        "old.parquet exists already. Choose another file, or pass --overwrite.": [
+        "old.parquet already exists. Choose another file, or pass --overwrite.": [
             model,
             "rows.npz",
             "--out",
             "old.parquet",
         ],
-        "--drop must name columns of rows.csv, but 'e' is not among": [model, "rows.csv", "--drop", "e"],
-        "--columns names what the model takes, so --drop has": [model, "rows.csv", "--drop", "a", "--columns", "b"],
-        "choose others with --columns or --drop": [model, "rows.csv"],
+        "--drop: rows.csv has no column 'e'. Its columns are a, b.": [model, "rows.csv", "--drop", "e"],
+        "Pass either --columns or --drop": [model, "rows.csv", "--drop", "a", "--columns", "b"],
+        "fails on the 2 columns a, b (--columns or --drop choose others)": [model, "rows.csv"],
         "MODEL must be a checkpoint": ["broken.ckpt", "rows.npz"],
-        "there is no no.npz": [model, "no.npz"],
+        "DATA: no.npz does not exist": [model, "no.npz"],
         "MODEL must end in .ckpt, .pt2 or .onnx": ["rows.npz", "rows.npz", "--input", "z"],
         "DATA: this argument is required": [model],
         "--out must end in .parquet": [model, "rows.npz", "--input", "z", "--out", "out.csv"],
@@ -314,7 +313,7 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
         lines = capsys.readouterr().err.splitlines()
         assert message in lines[-1]
         assert "`" not in lines[-1]
-        assert all(line.startswith("The columns of rows.csv match by position") for line in lines[:-1])
+        assert all(line.startswith("The columns of rows.csv are not named in the model") for line in lines[:-1])
 
 
 def test_columns_of_labels():

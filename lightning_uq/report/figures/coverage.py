@@ -61,8 +61,8 @@ def coverage_figure(
     for name, values in coverage.items():
         if values.shape != levels.shape or not bool(((values >= 0) & (values <= 1)).all()):
             raise InputError(
-                f"`coverage[{name!r}]` must hold shares in [0, 1] of the shape {list(levels.shape)}, but its shape is "
-                f"{list(values.shape)} or a value is outside."
+                f"`coverage[{name!r}]` must have the shape {list(levels.shape)} and values in [0, 1], but its shape is "
+                f"{list(values.shape)} or a value is out of range."
             )
     figure = new_figure(WIDTH, 3.4)
     axes, lines = figure.subplots(), {}

@@ -64,12 +64,12 @@ def difference_figure(
     for name, (difference, lower, upper) in differences.items():
         if not (math.isfinite(lower) and math.isfinite(upper) and lower <= difference <= upper):
             raise InputError(
-                f"`differences[{name!r}]` must be a difference and the finite ends of an interval around it, but it is "
+                f"`differences[{name!r}]` must be a difference and the finite bounds of an interval around it, but it is "
                 f"{(difference, lower, upper)}."
             )
     unknown = sorted(set(tied) - set(differences) - {reference})
     if unknown:
-        raise InputError(f"`tied` must hold methods of `differences`, but it holds {', '.join(unknown)}.")
+        raise InputError(f"`tied` names methods that `differences` does not have: {', '.join(unknown)}.")
     names = sorted(differences, key=lambda name: differences[name][0], reverse=better == "lower")
     labels = [_lines(name) for name in names]
     heights = [max(1.0, LINE * len(lines)) for lines in labels]

@@ -45,7 +45,7 @@ def test_many_methods_are_grey():
         ({"coverage": {}}, "at least one method"),
         (
             {"coverage": {"a": torch.tensor([0.5])}},
-            r"`coverage\['a'\]` must hold shares in \[0, 1\] of the shape \[3\]",
+            r"`coverage\['a'\]` must have the shape \[3\] and values in \[0, 1\]",
         ),
         ({"coverage": {"a": torch.tensor([0.5, 0.8, 1.1])}}, r"`coverage\['a'\]`"),
         ({"coverage": {"a": torch.tensor([0.5, 0.8, torch.nan])}}, r"`coverage\['a'\]`"),

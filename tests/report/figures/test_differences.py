@@ -61,7 +61,7 @@ def test_twenty_methods_have_room():
         ({"differences": {"a": (0.1, 0.2, 0.3)}, "tied": ()}, r"`differences\['a'\]` must be a difference"),
         ({"differences": {"a": (0.1, 0.0, float("inf"))}, "tied": ()}, r"`differences\['a'\]`"),
         ({"differences": {"a": (float("nan"), 0.0, 1.0)}, "tied": ()}, r"`differences\['a'\]`"),
-        ({"tied": {"nobody"}}, "`tied` must hold methods of `differences`, but it holds nobody"),
+        ({"tied": {"nobody"}}, "`tied` names methods that `differences` does not have: nobody"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(changes, message):

@@ -1,4 +1,4 @@
-"""``lightning-uq score`` of rows that the model does not take."""
+"""``lightning-uq score`` of rows on which the model fails."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_a_row_with_an_unknown_category_is_named(models, suffix, bad, batch_size
     np.save("rows.npy", x.numpy())
     text = error(models[suffix], capfd, "--batch-size", batch_size)
     row = min(bad)
-    assert f"does not take row {row} of rows.npy (counted from 0). It says: " in text
+    assert f"fails on row {row} of rows.npy (counted from 0): " in text
     assert "out of range" in text or "out of bounds" in text or "indices element" in text
     assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
 
@@ -65,7 +65,7 @@ def test_rows_of_another_width_are_not_one_rows_fault(models, suffix, tmp_path, 
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", X[:, :3].numpy())
     text = error(models[suffix], capfd)
-    assert "does not take rows of shape [3] and dtype float32. It says: " in text
+    assert "fails on rows of shape [3] and dtype float32: " in text
     if suffix == ".onnx":
         assert "Got: 3 Expected: 4" in text
 
@@ -84,4 +84,4 @@ def test_a_batch_that_is_refused_as_a_whole(models, tmp_path, monkeypatch, capfd
         return call(self, x)
 
     monkeypatch.setattr(GraphModel, "__call__", limited)
-    assert "does not take rows of shape [4] and dtype float32. It says: too large" in error(models[".pt2"], capfd)
+    assert "fails on rows of shape [4] and dtype float32: too large" in error(models[".pt2"], capfd)

@@ -1,4 +1,4 @@
-"""Which row of a batch a model refuses."""
+"""The row of a batch on which a model fails."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -9,10 +9,10 @@ from torch import Tensor
 from lightning_uq.score.models import Model
 
 
-def first_refused(model: Model, x: Tensor) -> tuple[int, Exception] | None:
-    """The first row of a batch that a model refuses alone, such as one with an unknown category, and the error; None if no row is to blame.
+def first_bad_row(model: Model, x: Tensor) -> tuple[int, Exception] | None:
+    """The first row of a batch on which a model fails, such as one with an unknown category, and the error; None if it is not the row's fault.
 
-    That is so where it takes each row alone, and where it takes no row of this shape, not even one of zeros.
+    It is not a row's fault if the model accepts each row alone, or if it accepts no row of this shape, not even one of zeros.
 
     Args:
         model: A model that failed with this batch.
@@ -24,12 +24,12 @@ def first_refused(model: Model, x: Tensor) -> tuple[int, Exception] | None:
         return None
     row, _ = found
     others: Iterable[Tensor] = chain([torch.zeros_like(x[:1])], (x[i : i + 1] for i in range(row + 1, len(x))))
-    takes_others = row > 0 or any(_error(model, one) is None for one in others)
-    return found if takes_others else None
+    accepts_others = row > 0 or any(_error(model, one) is None for one in others)
+    return found if accepts_others else None
 
 
 def _error(model: Model, x: Tensor) -> Exception | None:
-    """What a call raises."""
+    """The error of a call, or None."""
     try:
         model(x)
     except Exception as error:  # of torch, onnxruntime, or the user's network
