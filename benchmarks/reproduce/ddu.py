@@ -1,0 +1,296 @@
+"""Deep Deterministic Uncertainty on the MNIST family (figure 1 of arXiv 2102.11582): Dirty-MNIST against four other sets.
+
+    python benchmarks/reproduce/ddu.py --root DATA --out FOLDER [--networks lenet,vgg16,resnet18_sn] [--seeds 5] [--full]
+        [--budget MINUTES] [--publish]
+
+Networks are trained on MNIST and as many ambiguous digits, whose labels disagree. The entropy of a prediction is high for ambiguous digits
+and for other images alike; the density of the features is to be low for other images alone. DATA holds torchvision's files of MNIST,
+FashionMNIST and KMNIST, and those that ``image_sets.py`` names. The published ambiguous digits are used where their files lie under DATA or
+DATA/AmbiguousMNIST; else DirtyMNISTDataModule makes pixel averages w a + (1 - w) b of two digits of different classes, w in [0.4, 0.6], each
+with ten labels, a's class with probability w. 6,000 such images train and 6,000 test, in either case.
+
+SGD with momentum 0.9, weight decay 5e-4, batches of 128, a learning rate that falls from 0.1 along a cosine with each step; a tenth of the
+samples validates. ``resnet18_sn`` has spectral normalisation with coefficient 3 and otherwise the usual layers. ``--full`` is the paper's
+figure, and the default on a GPU: 100 epochs of all samples. Without it, LeNet is trained for fewer epochs, and the other two with an eighth
+of their channels on a part of the samples; the table says so.
+
+Each network is one JSON file, and a file of its logits. An ensemble pools the logits of ``--members`` networks of consecutive seeds. What
+exists is not made again, so a stopped run continues when it is called again.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ddu_plans import CPU, FULL
+from image_sets import images
+from lightning.pytorch import seed_everything
+from recipe import Recipe, collect, densities, quiet_trainer
+from results import mean_and_error, reproduce, row
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+
+from lightning_uq import DeterministicModule, FitKNN, TemperatureScaling
+from lightning_uq.data import DirtyMNISTDataModule
+from lightning_uq.data.image_dataset import shuffled_split
+from lightning_uq.functional import SCORES, auroc, expected_calibration_error
+from lightning_uq.report.figures.drawing import COLORS, finish, legend_below, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OOD_SETS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "notmnist": "notMNIST", "omniglot": "Omniglot"}
+
+
+class Single(Recipe, DeterministicModule):
+    """One network."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Dirty-MNIST and the other sets, normalized; samples share images.
+
+    Attributes:
+        train: Images [N, 1, 28, 28], the labels [S] of the samples, and the image [S] of each.
+        test: As ``train``.
+        num_clean: The first so many images of ``test``, and as many samples, are MNIST's.
+        others: Images by name.
+        source: Where the ambiguous digits come from.
+    """
+
+    train: tuple[Tensor, Tensor, Tensor]
+    test: tuple[Tensor, Tensor, Tensor]
+    num_clean: int
+    others: dict[str, Tensor]
+    source: str
+
+
+def load(root: Path) -> Data:
+    """The sets from their files."""
+    module = DirtyMNISTDataModule(str(root))
+    (x, *train), (test_x, *test) = (module.load_samples(train=part) for part in (True, False))
+
+    def normalized(x: Tensor) -> Tensor:
+        return ((x.float() / 255 if x.dtype == torch.uint8 else x) - module.mean[0]) / module.std[0]
+
+    others = {name: normalized(images(name, root)[0]) for name in OOD_SETS}
+    parts = (normalized(x), *train), (normalized(test_x), *test)
+    return Data(*parts, len(images("mnist", root)[1]), others, str(module.ambiguous_source))
+
+
+def batches(x: Tensor, y: Tensor | None = None, *, shuffle: bool = False) -> DataLoader[Any]:
+    """Batches of tensors that are in memory; labels are 0 where there are none."""
+    rows = TensorDataset(x, torch.zeros(len(x), dtype=torch.long) if y is None else y)
+    order = RandomSampler(rows) if shuffle else SequentialSampler(rows)
+    return DataLoader(rows, batch_size=None, sampler=BatchSampler(order, 128, drop_last=False))
+
+
+def run(name: str, seed: int, load_data: Callable[[], Data], options: Namespace) -> dict[str, Any]:
+    """Train a network, fit its densities, and score the test images; their logits are kept for the ensemble."""
+    data, plan = load_data(), (FULL if options.full else CPU)[name]
+    x, y, rows = data.train
+    split = [
+        part[: plan.samples and int(plan.samples * share)]
+        for part, share in zip(shuffled_split(len(y), seed), (0.9, 0.1), strict=True)
+    ]
+    train, val = (batches(x[rows[part]], y[part], shuffle=part is split[0]) for part in split)
+    seed_everything(seed, verbose=False)
+    module = Single(plan.build(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4))
+    fits: dict[str, Any] = {**densities(), "knn": FitKNN()}
+    module.scores = {"entropy": "predictive_entropy", "energy": "energy"}
+    module.scores |= {label: fit.ood_score_names[0] for label, fit in fits.items()}
+    scaling = TemperatureScaling()
+    trainer = quiet_trainer(
+        [*fits.values(), scaling], max_epochs=plan.epochs, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, train, val)
+    found = {"test": collect(trainer, module, batches(data.test[0]))}
+    found |= {other: collect(trainer, module, batches(images)) for other, images in data.others.items()}
+    logits = {part: scores.pop("logits") for part, scores in found.items()}
+    torch.save(logits, options.out / f"{name}-{seed}.pt")
+    temperature = float(scaling.temperature)
+    return {
+        "about": plan.about,
+        "epochs": plan.epochs,
+        "samples": len(split[0]),
+        "source": data.source,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "temperature": temperature,
+        **quality(logits["test"], data, "before"),
+        **quality(logits["test"] / temperature, data, "after T"),
+        "auroc": aurocs(found, data),
+        "histograms": {
+            "entropy": histograms(found, data, "entropy", 1),
+            "log-density": histograms(found, data, "gmm_raw", -1),
+        },
+    }
+
+
+def run_ensemble(name: str, seeds: range, load_data: Callable[[], Data], options: Namespace) -> dict[str, Any]:
+    """The entropy and the mutual information of several networks."""
+    members = [torch.load(options.out / f"{name}-{seed}.pt", weights_only=True) for seed in seeds]
+    logits = {part: torch.cat([member[part] for member in members], 1) for part in members[0]}
+    names = {"ensemble entropy": "predictive_entropy", "ensemble MI": "mutual_information"}
+    found = {
+        part: {label: SCORES[score](values.movedim(1, 0)) for label, score in names.items()}
+        for part, values in logits.items()
+    }
+    data = load_data()
+    return {"members": len(seeds), **quality(logits["test"], data, "before"), "auroc": aurocs(found, data)}
+
+
+def quality(logits: Tensor, data: Data, when: str) -> dict[str, Any]:
+    """Accuracy of digits and of ambiguous samples, ECE and NLL of logits [N, Z, C]."""
+    _, y, rows = data.test
+    probs = logits.softmax(2).mean(1)[rows]
+    right = (probs.argmax(1) == y).double()
+    ece = expected_calibration_error(probs, y, num_bins=15)
+    nll = -probs[torch.arange(len(y)), y].clamp_min(torch.finfo(probs.dtype).tiny).log().double().mean()
+    clean, ambiguous = right[: data.num_clean], right[data.num_clean :]
+    return {
+        when: {"clean": float(clean.mean()), "ambiguous": float(ambiguous.mean()), "ece": float(ece), "nll": float(nll)}
+    }
+
+
+def aurocs(found: dict[str, dict[str, Tensor]], data: Data) -> dict[str, dict[str, float]]:
+    """By column, then by score: Dirty-MNIST against each set, ambiguous digits against FashionMNIST, and digits against ambiguous ones."""
+
+    def separation(inside: Tensor, outside: Tensor) -> float:
+        is_ood = torch.arange(len(inside) + len(outside)) >= len(inside)
+        return float(auroc(torch.cat([inside, outside]), is_ood))
+
+    labels, n = list(found["test"]), data.num_clean
+    test = found["test"]
+    columns = {
+        name: {label: separation(test[label][data.test[2]], found[name][label]) for label in labels}
+        for name in OOD_SETS
+    }
+    columns["ambiguous against fashion"] = {
+        label: separation(test[label][n:], found["fashion"][label]) for label in labels
+    }
+    columns["digits against ambiguous"] = {label: separation(test[label][:n], test[label][n:]) for label in labels}
+    return columns
+
+
+def histograms(found: dict[str, dict[str, Tensor]], data: Data, label: str, sign: int) -> dict[str, Any]:
+    """Shares of 40 bins, for digits, ambiguous digits and FashionMNIST.
+
+    The first bin also holds all that is below: a log-density has no lower bound, so the bins begin at the lower quartile of FashionMNIST.
+    """
+    test, outside = sign * found["test"][label], sign * found["fashion"][label]
+    both = torch.cat([test, outside])
+    low = float(both.min() if sign > 0 else outside.quantile(0.25))
+    edges = torch.linspace(low, float(both.max()), 41, dtype=torch.float64)
+    parts = {"MNIST": test[: data.num_clean], "ambiguous digits": test[data.num_clean :], "FashionMNIST": outside}
+    shares = {name: (torch.histogram(x.clamp(low), edges).hist / len(x)).tolist() for name, x in parts.items()}
+    return {"edges": edges.tolist(), "shares": shares}
+
+
+def by_network(results: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
+    """The results of single networks and of ensembles, by network."""
+    found: dict[str, tuple[list[Any], list[Any]]] = {}
+    for job, result in results.items():
+        found.setdefault(job.split("-")[0], ([], []))["members" in result].append(result)
+    return found
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """What was trained, and the AUROCs of each network."""
+    lines = row(
+        "network",
+        "parameters",
+        "samples",
+        "epochs",
+        "seeds",
+        "accuracy, digits",
+        "accuracy, ambiguous",
+        "ECE",
+        "ECE after T",
+        "T",
+        head=True,
+    )
+    columns = {
+        **OOD_SETS,
+        "ambiguous against fashion": "ambiguous digits against FashionMNIST",
+        "digits against ambiguous": "digits against ambiguous digits",
+    }
+
+    def cell(values: list[float], scale: float, digits: int) -> str:
+        return "".join(mean_and_error([scale * value for value in values], digits))
+
+    for single, ensembles in by_network(results).values():
+        first = single[0]
+        for runs, name in (
+            (single, first["about"]),
+            (ensembles, f"ensemble of {ensembles[0]['members'] if ensembles else 0}"),
+        ):
+            if runs:
+                own = [cell([r["before"][key] for r in runs], 100, 2) for key in ("clean", "ambiguous")]
+                after = (
+                    [cell([r["after T"]["ece"] for r in runs], 100, 2), cell([r["temperature"] for r in runs], 1, 2)]
+                    if runs is single
+                    else ["", ""]
+                )
+                size = (
+                    [f"{first['parameters']:,}", f"{first['samples']:,}", first["epochs"]]
+                    if runs is single
+                    else ["", "", ""]
+                )
+                lines += row(name, *size, len(runs), *own, cell([r["before"]["ece"] for r in runs], 100, 2), *after)
+    for single, ensembles in by_network(results).values():
+        lines += ["", *row(f"{single[0]['about']}: AUROC", *columns.values(), head=True)]
+        for runs in filter(None, (single, ensembles)):
+            for label in runs[0]["auroc"]["fashion"]:
+                lines += row(label, *(cell([r["auroc"][key][label] for r in runs], 1, 3) for key in columns))
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Any]) -> "Figure":
+    """Histograms of the entropy and of the log-density under the first LeNet and the first ResNet."""
+    networks = {name: single[0] for name, (single, _) in by_network(results).items() if name != "vgg16"}
+    figure = new_figure(9, 2.7 * len(networks))
+    grid = figure.subplots(len(networks), 2, squeeze=False)
+    patches: Any = []
+    for line, result in zip(grid, networks.values(), strict=True):
+        for axes, (score, found) in zip(line, result["histograms"].items(), strict=True):
+            patches = []
+            for (name, shares), color, style in zip(found["shares"].items(), COLORS, ("-", "--", ":"), strict=False):
+                edges = found["edges"]
+                axes.stairs(shares, edges, fill=True, color=color, alpha=0.2)
+                patches.append(axes.stairs(shares, edges, color=color, linestyle=style, linewidth=1.6, label=name))
+            axes.set(xlabel=f"{result['about'].split(' with')[0]}: {score}", ylabel="Share (square-root scale)")
+            axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
+            axes.set_ylim(0, 1)
+    legend_below(figure, patches)
+    return finish(figure)
+
+
+def jobs(options: Namespace) -> dict[str, Any]:
+    """One for each network and seed, the networks in turn, then one for each ensemble."""
+    names = options.networks.split(",")
+    if unknown := set(names) - FULL.keys():
+        raise SystemExit(f"--networks: unknown {', '.join(sorted(unknown))}. The networks are {', '.join(FULL)}.")
+    data = cache(partial(load, options.root))
+    found = {
+        f"{name}-{seed}": partial(run, name, seed, data, options) for seed in range(options.seeds) for name in names
+    }
+    for first in range(0, options.seeds - options.members + 1, options.members):
+        seeds = range(first, first + options.members)
+        found |= {f"{name}-from{first}": partial(run_ensemble, name, seeds, data, options) for name in names}
+    return found
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser()
+    parser.add_argument("--root", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--networks", default=",".join(FULL), help="names with commas between them")
+    parser.add_argument("--seeds", type=int, default=5, help="networks of each kind")
+    parser.add_argument("--members", type=int, default=5, help="networks in an ensemble")
+    parser.add_argument(
+        "--full", action="store_true", default=torch.cuda.is_available(), help="all samples and channels, 100 epochs"
+    )
+    reproduce("ddu", parser, jobs, table, settings=("members", "full"), figure=draw, about=__doc__)
