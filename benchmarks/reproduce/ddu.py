@@ -20,73 +20,30 @@ exists is not made again, so a stopped run continues when it is called again.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ddu_data import OOD_SETS, Data, Samples, load
 from ddu_plans import CPU, FULL
-from image_sets import images
 from lightning.pytorch import seed_everything
 from recipe import Recipe, collect, densities, quiet_trainer
 from results import mean_and_error, reproduce, row
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from lightning_uq import DeterministicModule, FitKNN, TemperatureScaling
-from lightning_uq.data import DirtyMNISTDataModule
 from lightning_uq.data.image_dataset import shuffled_split
 from lightning_uq.functional import SCORES, auroc, expected_calibration_error
+from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.report.figures.drawing import COLORS, finish, legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OOD_SETS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "notmnist": "notMNIST", "omniglot": "Omniglot"}
-
 
 class Single(Recipe, DeterministicModule):
     """One network."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Dirty-MNIST and the other sets, normalized; samples share images.
-
-    Attributes:
-        train: Images [N, 1, 28, 28], the labels [S] of the samples, and the image [S] of each.
-        test: As ``train``.
-        num_clean: The first so many images of ``test``, and as many samples, are MNIST's.
-        others: Images by name.
-        source: Where the ambiguous digits come from.
-    """
-
-    train: tuple[Tensor, Tensor, Tensor]
-    test: tuple[Tensor, Tensor, Tensor]
-    num_clean: int
-    others: dict[str, Tensor]
-    source: str
-
-
-def load(root: Path) -> Data:
-    """The sets from their files."""
-    module = DirtyMNISTDataModule(str(root))
-    (x, *train), (test_x, *test) = (module.load_samples(train=part) for part in (True, False))
-
-    def normalized(x: Tensor) -> Tensor:
-        return ((x.float() / 255 if x.dtype == torch.uint8 else x) - module.mean[0]) / module.std[0]
-
-    others = {name: normalized(images(name, root)[0]) for name in OOD_SETS}
-    parts = (normalized(x), *train), (normalized(test_x), *test)
-    return Data(*parts, len(images("mnist", root)[1]), others, str(module.ambiguous_source))
-
-
-def batches(x: Tensor, y: Tensor | None = None, *, shuffle: bool = False) -> DataLoader[Any]:
-    """Batches of tensors that are in memory; labels are 0 where there are none."""
-    rows = TensorDataset(x, torch.zeros(len(x), dtype=torch.long) if y is None else y)
-    order = RandomSampler(rows) if shuffle else SequentialSampler(rows)
-    return DataLoader(rows, batch_size=None, sampler=BatchSampler(order, 128, drop_last=False))
 
 
 def run(name: str, seed: int, load_data: Callable[[], Data], options: Namespace) -> dict[str, Any]:
@@ -97,7 +54,7 @@ def run(name: str, seed: int, load_data: Callable[[], Data], options: Namespace)
         part[: plan.samples and int(plan.samples * share)]
         for part, share in zip(shuffled_split(len(y), seed), (0.9, 0.1), strict=True)
     ]
-    train, val = (batches(x[rows[part]], y[part], shuffle=part is split[0]) for part in split)
+    train, val = (Samples(x, y[part], rows[part]).loader(shuffle=part is split[0]) for part in split)
     seed_everything(seed, verbose=False)
     module = Single(plan.build(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4))
     fits: dict[str, Any] = {**densities(), "knn": FitKNN()}
@@ -108,8 +65,8 @@ def run(name: str, seed: int, load_data: Callable[[], Data], options: Namespace)
         [*fits.values(), scaling], max_epochs=plan.epochs, enable_checkpointing=False, enable_progress_bar=False
     )
     trainer.fit(module, train, val)
-    found = {"test": collect(trainer, module, batches(data.test[0]))}
-    found |= {other: collect(trainer, module, batches(images)) for other, images in data.others.items()}
+    found = {"test": collect(trainer, module, Samples(data.test[0]).loader())}
+    found |= {other: collect(trainer, module, Samples(images).loader()) for other, images in data.others.items()}
     logits = {part: scores.pop("logits") for part, scores in found.items()}
     torch.save(logits, options.out / f"{name}-{seed}.pt")
     temperature = float(scaling.temperature)
@@ -146,10 +103,11 @@ def run_ensemble(name: str, seeds: range, load_data: Callable[[], Data], options
 def quality(logits: Tensor, data: Data, when: str) -> dict[str, Any]:
     """Accuracy of digits and of ambiguous samples, ECE and NLL of logits [N, Z, C]."""
     _, y, rows = data.test
-    probs = logits.softmax(2).mean(1)[rows]
+    log_probs = mean_log_probs(logits.movedim(1, 0))[rows]
+    probs = log_probs.exp()
     right = (probs.argmax(1) == y).double()
     ece = expected_calibration_error(probs, y, num_bins=15)
-    nll = -probs[torch.arange(len(y)), y].clamp_min(torch.finfo(probs.dtype).tiny).log().double().mean()
+    nll = -log_probs[torch.arange(len(y)), y].double().mean()
     clean, ambiguous = right[: data.num_clean], right[data.num_clean :]
     return {
         when: {"clean": float(clean.mean()), "ambiguous": float(ambiguous.mean()), "ece": float(ece), "nll": float(nll)}

@@ -1,0 +1,242 @@
+"""The scripts that train image classifiers, on a few generated images."""
+
+from argparse import Namespace
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from tests.data.test_images import write_mnist
+
+
+def blocks(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [N, 1, 28, 28], whose class is the place of a bright block, and labels in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(num) % 10
+    x = 0.3 * torch.randn(num, 1, 28, 28, generator=generator)
+    for image, label in zip(x, y.tolist(), strict=True):
+        image[0, 4 * (label // 4) : 4 * (label // 4) + 8, 5 * (label % 4) : 5 * (label % 4) + 8] += 3
+    return x, y
+
+
+def pool(module: ModuleType):
+    """60 digits, and 40 ambiguous samples of 20 images that are noise."""
+    x, y = blocks(60, 0)
+    noise = 3 * torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    labels = torch.cat([y, torch.arange(40) % 10])
+    rows = torch.cat([torch.arange(60), 60 + torch.arange(20).repeat_interleave(2)])
+    return module.Digits(torch.cat([x, noise]), labels, rows, 60, blocks(100, 2), "noise")
+
+
+@pytest.fixture
+def options() -> Namespace:
+    return Namespace(labels=45, step=10, candidates=30, steps=10)
+
+
+@pytest.mark.parametrize("module", ["active"], indirect=True)
+@pytest.mark.parametrize("label", ["random", "ensemble MI", "density"])
+def test_a_run_labels_so_many_at_a_time(module: ModuleType, label: str, options: Namespace, monkeypatch):
+    monkeypatch.setattr(module, "NUM_CLEAN", 40)
+    seen = []
+
+    def train(x, y, members, steps):
+        seen.append(x)
+        return trained(x, y, members, steps)
+
+    trained = module.train
+    monkeypatch.setattr(module, "train", train)
+    data = pool(module)
+    result = module.run(label, 0, lambda: data, options)
+    assert result["labels"] == [20, 30, 40, 50]
+    assert [len(x) for x in seen] == result["labels"]
+    for before, after in pairwise(seen):
+        assert torch.equal(after[: len(before)], before)
+    samples = [(data.x == image).flatten(1).all(1).nonzero().item() for image in seen[-1]]
+    digits = [sample for sample in samples if sample < 60]
+    assert len(set(digits)) == len(digits)  # an ambiguous image has two samples
+    assert all(samples.count(image) <= 2 for image in samples)
+    ambiguous = [sum(sample >= 60 for sample in samples[:size]) / size for size in result["labels"]]
+    assert result["ambiguous"] == ambiguous
+    assert sorted(data.y[samples[:20]].tolist()) == sorted([*range(10)] * 2)
+    first = module.run("softmax entropy", 0, lambda: data, replace_options(options, labels=20))
+    assert torch.equal(seen[-1][:20], seen[0])  # every score begins with the same samples
+    assert first["labels"] == [20]
+
+
+def replace_options(options: Namespace, **changes) -> Namespace:
+    return Namespace(**{**vars(options), **changes})
+
+
+@pytest.mark.parametrize("module", ["active"], indirect=True)
+def test_the_highest_scores_are_labelled(module: ModuleType, options: Namespace, monkeypatch):
+    monkeypatch.setattr(module, "NUM_CLEAN", 60)
+    brightness = []
+
+    def scored(name, trained, x):
+        brightness.append(x.mean((1, 2, 3)))
+        return brightness[-1]
+
+    monkeypatch.setattr(module, "scored", scored)
+    taken = []
+    trained = module.train
+    monkeypatch.setattr(module, "train", lambda x, *rest: taken.append(x) or trained(x, *rest))
+    everything = replace_options(options, labels=30, candidates=1000)
+    module.run("softmax entropy", 0, partial(pool, module), everything)
+    assert len(brightness[0]) == 80  # all that is not labelled yet
+    expected = brightness[0].sort(descending=True).values[:10]
+    assert torch.allclose(taken[1][20:].mean((1, 2, 3)), expected)
+
+
+@pytest.mark.parametrize("module", ["active"], indirect=True)
+def test_the_pool_is_read_from_files(module: ModuleType, tmp_path: Path):
+    write_mnist(tmp_path)
+    clean = module.load("mnist", tmp_path)
+    assert clean.num_clean == len(clean.y) == len(clean.x)
+    dirty = module.load("dirty_mnist", tmp_path)
+    assert dirty.num_clean == clean.num_clean
+    assert dirty.source == "generated ambiguous digits"
+    assert len(dirty.y) == clean.num_clean + 60_000
+    assert dirty.rows[-10:].tolist() == [clean.num_clean + 5999] * 10
+    assert torch.equal(dirty.x[: clean.num_clean], clean.x)
+    assert float(clean.x.max()) == pytest.approx((1 - 0.1307) / 0.3081)
+
+
+@pytest.mark.parametrize("module", ["active"], indirect=True)
+def test_the_errors_are_standard_errors_over_seeds(module: ModuleType):
+    runs = [{"accuracy": [0.5, value], "labels": [20, 60]} for value in (0.6, 0.7, 0.8)]
+    assert module.over_seeds(runs, "accuracy")[0] == (pytest.approx(50), 0)
+    centre, error = module.over_seeds(runs, "accuracy")[1]
+    assert centre == pytest.approx(70)
+    assert error == pytest.approx(10 / 3**0.5)
+
+
+class Flat(nn.Sequential):
+    """One hidden layer of 8 features."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def dirty(module: ModuleType):
+    """Blocks and, as ambiguous images, averages of two of them, each with two labels."""
+
+    def part(seed: int):
+        x, y = blocks(200, seed)
+        averages = (x[:100] + x[101:]) / 2 if len(x[101:]) == 100 else (x[:99] + x[101:]) / 2
+        labels = torch.stack([y[: len(averages)], y[101:]], 1).flatten()
+        rows = torch.cat([torch.arange(200), 200 + torch.arange(len(averages)).repeat_interleave(2)])
+        return torch.cat([x, averages]), torch.cat([y, labels]), rows
+
+    noise = torch.randn(50, 1, 28, 28, generator=torch.Generator().manual_seed(9))
+    return module.Data(
+        part(0), part(1), 200, {name: (i + 1) * noise for i, name in enumerate(module.OOD_SETS)}, "averages"
+    )
+
+
+@pytest.mark.parametrize("module", ["ddu"], indirect=True)
+def test_networks_and_their_ensemble(module: ModuleType, tmp_path: Path, monkeypatch):
+    from ddu_plans import Plan
+
+    monkeypatch.setitem(module.CPU, "lenet", Plan(Flat, 8, None, "one hidden layer"))
+    options = Namespace(root=tmp_path, out=tmp_path, full=False, networks="lenet", seeds=2, members=2)
+    data = dirty(module)
+    monkeypatch.setattr(module, "load", lambda root: data)
+    results = {job: call() for job, call in module.jobs(options).items()}
+    assert list(results) == ["lenet-0", "lenet-1", "lenet-from0"]
+    single, ensemble = results["lenet-0"], results["lenet-from0"]
+    assert single["before"]["clean"] > 0.9
+    assert 0.3 < single["before"]["ambiguous"] < 0.8  # two labels per image
+    assert set(single["auroc"]) == {*module.OOD_SETS, "ambiguous against fashion", "digits against ambiguous"}
+    assert single["auroc"]["fashion"]["gmm_raw"] > 0.9
+    assert ensemble["members"] == 2
+    members = [torch.load(tmp_path / f"lenet-{seed}.pt") for seed in range(2)]
+    pooled = torch.cat([member["test"] for member in members], 1).softmax(2).mean(1)
+    _, y, rows = data.test
+    assert ensemble["before"]["clean"] == pytest.approx(float((pooled[:200].argmax(1) == y[:200]).double().mean()))
+    log = pooled[rows].log()[torch.arange(len(y)), y]
+    assert ensemble["before"]["nll"] == pytest.approx(-float(log.mean()), rel=1e-5)
+    for found in single["histograms"].values():
+        assert all(sum(shares) == pytest.approx(1) for shares in found["shares"].values())
+    assert "| one hidden layer: AUROC |" in module.table(results)
+    labels = [text.get_text() for text in module.draw(results).legends[0].get_texts()]
+    assert labels == ["MNIST", "ambiguous digits", "FashionMNIST"]
+
+
+@pytest.mark.parametrize("module", ["ddu"], indirect=True)
+def test_an_image_counts_once_per_sample(module: ModuleType):
+    data = dirty(module)
+    data = replace(
+        data, test=(data.test[0][:3], torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 2, 2])), num_clean=2
+    )
+    inside, outside = torch.tensor([0.0, 2.0, 4.0]), torch.tensor([1.0, 3.0])
+    found = {"test": {"score": inside}, **{name: {"score": outside} for name in module.OOD_SETS}}
+    columns = module.aurocs(found, data)
+    assert columns["fashion"]["score"] == pytest.approx(
+        3 / 8
+    )  # samples 0, 2, 4, 4: 1 is above one of them, 3 above two
+    assert columns["ambiguous against fashion"]["score"] == 0
+    assert columns["digits against ambiguous"]["score"] == 1
+
+
+@pytest.mark.parametrize("module", ["ddu_plans"], indirect=True)
+@pytest.mark.parametrize("name", ["lenet", "vgg16", "resnet18_sn"])
+def test_the_networks_for_a_cpu_are_the_full_ones_with_fewer_channels(module: ModuleType, name: str):
+    narrow, full = (plan.build() for plan in (module.CPU[name], module.FULL[name]))
+    assert narrow(torch.zeros(2, 1, 28, 28)).shape == full(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    factor = 1 if name == "lenet" else 8
+    widths = [
+        [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+        for network in (narrow, full)
+    ]
+    assert [factor * width for width in widths[0]] == widths[1]
+
+
+@pytest.mark.parametrize("module", ["cifar"], indirect=True)
+def test_every_backbone_has_the_last_layer_that_stays_unbounded(module: ModuleType):
+    for build, last in module.BACKBONES.values():
+        for modified in (False, True):
+            with torch.device("meta"):
+                network = build(modified=modified)
+            assert getattr(network, last).out_features == 10
+
+
+@pytest.mark.parametrize("module", ["cifar"], indirect=True)
+def test_jobs_of_cifar(module: ModuleType):
+    options = Namespace(networks="plain,sn", seeds=2, members=5, root="", limit=None)
+    assert list(module.jobs(options)) == ["plain-0", "sn-0", "plain-1", "sn-1", "ensemble-0"]
+    with pytest.raises(SystemExit, match="unknown wide"):
+        module.jobs(replace_options(options, networks="plain,wide"))
+
+
+@pytest.mark.filterwarnings("ignore:The likelihood has no finite")  # so short a training says nothing of a temperature
+@pytest.mark.parametrize("module", ["cifar"], indirect=True)
+def test_a_network_of_cifar(module: ModuleType, tmp_path: Path, monkeypatch):
+    """One short training; a second call takes the fitted checkpoint and finds the same."""
+    from cifar_data import Images
+    from small_resnet import SmallResNet
+
+    def coloured(num: int, seed: int) -> Images:
+        x, y = blocks(num, seed)
+        images = (40 * x.clamp(0, 5) + 20).to(torch.uint8)
+        return Images(nn.functional.pad(images.expand(-1, 3, -1, -1), (2, 2, 2, 2)), y, "cpu")
+
+    monkeypatch.setitem(module.BACKBONES, "small", (lambda modified: SmallResNet(widths=(8, 16)), "fc"))
+    data = {name: coloured(100, i) for i, name in enumerate(("train", "val", "test", *module.OOD_SETS))}
+    data["train"] = coloured(400, 10)
+    options = Namespace(out=tmp_path, members=2, backbone="small", epochs=1)
+    result = module.run("plain", 0, lambda: data, options)
+    again = module.run("plain", 0, lambda: data, options)
+    assert "seconds of training and fitting" in result
+    assert "seconds of training and fitting" not in again
+    assert again["ood"] == result["ood"]
+    assert again["temperature"] == result["temperature"]
+    assert result["training images"] == 400
+    shown = module.table({"plain-0": result})
+    assert "The network is SMALL" in shown
+    assert f"{100 * result['ood']['mnist']['knn']['auroc']:.2f} / " in shown
+    assert "89.73" in next(line for line in shown.splitlines() if line.startswith("| knn |"))
