@@ -180,7 +180,7 @@ def by_score(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def over_seeds(runs: list[Any], key: str) -> list[tuple[float, float]]:
-    """The mean and its standard error in per cent, after each training."""
+    """The mean and its standard error in per cent, after each training; the error of one run is 0."""
     columns = zip(*[run[key] for run in runs], strict=True)
     return [
         (100 * mean(column), 100 * stdev(column) / len(column) ** 0.5 if len(column) > 1 else 0.0) for column in columns
@@ -198,7 +198,9 @@ def table(results: Mapping[str, Any]) -> str:
         for key, title in kinds.items():
             lines += row(title, "seeds", *(f"{labels} labels" for labels in first["labels"]), head=True)
             for label, runs in scores.items():
-                cells = [f"{centre:.1f} ±{error:.1f}" for centre, error in over_seeds(runs, key)]
+                cells = [
+                    f"{centre:.1f}" + f" ±{error:.1f}" * (len(runs) > 1) for centre, error in over_seeds(runs, key)
+                ]
                 lines += row(label, len(runs), *cells)
             lines.append("")
     return "\n".join(lines).strip()
