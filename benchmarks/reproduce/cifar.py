@@ -188,7 +188,7 @@ def table(results: Mapping[str, Any]) -> str:
         temperature, centre = (mean(result[key] for result in own) for key in ("temperature", "centre"))
         lines += row(kind, len(own), *numbers, f"{temperature:.2f}", f"{centre:.2f}")
     for kind, own in by_kind.items():
-        published = ["OpenOOD, CIFAR-100", "OpenOOD, near"] if kind == "plain" else []
+        published = ["OpenOOD, CIFAR-100 (from memory)", "OpenOOD, near"] if kind == "plain" else []
         lines += ["", *row(f"{kind}: AUROC / FPR95", *OOD_SETS, *published, head=True)]
         for label in own[0]["ood"]["cifar100"]:
             cells = [
