@@ -21,23 +21,19 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from image_sets import images
 from lightning.pytorch import seed_everything
 from recipe import quiet_trainer
-from results import reproduce, row
+from results import markdown, reproduce
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_uq import DeterministicModule, EnsembleModule, FitGMM, UncertaintyModule
 from lightning_uq.active_learning import score, select
 from lightning_uq.data import DirtyMNISTDataModule
-from lightning_uq.report.figures.drawing import finish, legend_below, line_styles, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCORES = {  # members of the ensemble, and the name of the score
     "random": (1, "uniform"),
@@ -196,33 +192,16 @@ def table(results: Mapping[str, Any]) -> str:
         if name == "dirty_mnist":
             kinds["ambiguous"] = f"{DATA[name]} ({first['source']}): share of ambiguous samples, %"
         for key, title in kinds.items():
-            lines += row(title, "seeds", *(f"{labels} labels" for labels in first["labels"]), head=True)
-            for label, runs in scores.items():
-                cells = [
-                    f"{centre:.1f}" + f" ±{error:.1f}" * (len(runs) > 1) for centre, error in over_seeds(runs, key)
+            rows = [
+                [
+                    label,
+                    str(len(runs)),
+                    *(f"{centre:.1f}" + f" ±{error:.1f}" * (len(runs) > 1) for centre, error in over_seeds(runs, key)),
                 ]
-                lines += row(label, len(runs), *cells)
-            lines.append("")
+                for label, runs in scores.items()
+            ]
+            lines += markdown([title, "seeds", *(f"{labels} labels" for labels in first["labels"])], rows)
     return "\n".join(lines).strip()
-
-
-def draw(results: Mapping[str, Any]) -> "Figure":
-    """Accuracy over the number of labels, with bands of one standard error, and the share of ambiguous samples."""
-    found = by_score(results)
-    panels = [(name, "accuracy", f"{DATA[name]}: accuracy (%)") for name in found]
-    panels += [(name, "ambiguous", "Labelled samples that are ambiguous (%)") for name in found if name != "mnist"]
-    figure = new_figure(4 * len(panels), 3.2)
-    lines: Any = []
-    for axes, (name, key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        lines = []
-        for label, style in line_styles(list(found[name]), [one for one in found[name] if one != "random"]):
-            labels = found[name][label][0]["labels"]
-            centre, error = torch.tensor(over_seeds(found[name][label], key)).unbind(1)
-            lines += axes.plot(labels, centre, **{**style, "label": label})
-            axes.fill_between(labels, centre - error, centre + error, color=style["color"], alpha=0.2, linewidth=0)
-        axes.set(xlabel="Labels", ylabel=title)
-    legend_below(figure, lines)
-    return finish(figure)
 
 
 def jobs(options: Namespace) -> dict[str, Any]:
@@ -249,4 +228,4 @@ if __name__ == "__main__":
     parser.add_argument("--candidates", type=int, default=10000, help="samples of the pool that are scored at a time")
     parser.add_argument("--steps", type=int, default=200, help="steps of a training; the paper's are 1,580")
     settings = ("labels", "step", "candidates", "steps")
-    reproduce("active", parser, jobs, table, settings=settings, figure=draw, about=__doc__)
+    reproduce("active", parser, jobs, table, settings=settings, about=__doc__)

@@ -26,7 +26,7 @@ from cifar_data import OOD_SETS, Images, augmented, load, normalized
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from recipe import Recipe, collect, densities, distances, quiet_trainer, score_names
-from results import mean_and_error, reproduce, row
+from results import markdown, mean_and_error, reproduce
 from small_resnet import SmallResNet
 from torch import Tensor, nn
 
@@ -182,21 +182,23 @@ def table(results: Mapping[str, Any]) -> str:
         "ECE": "uq/test_ece",
         "ECE after T": "uq/test_ece_calibrated",
     }
-    lines += row(f"{first['backbone']}, {first['epochs']} epochs", "seeds", *columns, "T", "centre", head=True)
+    rows = []
     for kind, own in by_kind.items():
         numbers = [percent([result[name] for result in own]) for name in columns.values()]
         temperature, centre = (mean(result[key] for result in own) for key in ("temperature", "centre"))
-        lines += row(kind, len(own), *numbers, f"{temperature:.2f}", f"{centre:.2f}")
+        rows.append([kind, str(len(own)), *numbers, f"{temperature:.2f}", f"{centre:.2f}"])
+    lines += markdown([f"{first['backbone']}, {first['epochs']} epochs", "seeds", *columns, "T", "centre"], rows)
     for kind, own in by_kind.items():
         published = ["OpenOOD, CIFAR-100 (from memory)", "OpenOOD, near"] if kind == "plain" else []
-        lines += ["", *row(f"{kind}: AUROC / FPR95", *OOD_SETS, *published, head=True)]
+        rows = []
         for label in own[0]["ood"]["cifar100"]:
             cells = [
                 " / ".join(percent([result["ood"][name][label][key] for result in own]) for key in ("auroc", "fpr95"))
                 for name in OOD_SETS
             ]
-            lines += row(label, *cells, *PUBLISHED.get(label, ("", ""))[: len(published)])
-    return "\n".join(lines)
+            rows.append([label, *cells, *PUBLISHED.get(label, ("", ""))[: len(published)]])
+        lines += markdown([f"{kind}: AUROC / FPR95", *OOD_SETS, *published], rows)
+    return "\n".join(lines).strip()
 
 
 def jobs(options: Namespace) -> dict[str, Any]:

@@ -22,24 +22,20 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ddu_data import OOD_SETS, Data, Samples, load
 from ddu_plans import CPU, FULL
 from lightning.pytorch import seed_everything
 from recipe import Recipe, collect, densities, quiet_trainer
-from results import mean_and_error, reproduce, row
+from results import markdown, mean_and_error, reproduce
 from torch import Tensor
 
 from lightning_uq import DeterministicModule, FitKNN, TemperatureScaling
 from lightning_uq.data.image_dataset import shuffled_split
 from lightning_uq.functional import SCORES, auroc, expected_calibration_error
 from lightning_uq.functional.entropy import mean_log_probs
-from lightning_uq.report.figures.drawing import COLORS, finish, legend_below, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Single(Recipe, DeterministicModule):
@@ -158,73 +154,38 @@ def by_network(results: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[An
 
 def table(results: Mapping[str, Any]) -> str:
     """What was trained, and the AUROCs of each network."""
-    lines = row(
-        "network",
-        "parameters",
-        "samples",
-        "epochs",
-        "seeds",
-        "accuracy, digits",
-        "accuracy, ambiguous",
-        "ECE",
-        "ECE after T",
-        "T",
-        head=True,
-    )
+
+    def cell(values: list[float], scale: float = 100, digits: int = 2) -> str:
+        return "".join(mean_and_error([scale * value for value in values], digits))
+
+    head = ["network", "parameters", "samples", "epochs", "seeds", "accuracy, digits", "accuracy, ambiguous", "ECE"]
+    networks = by_network(results).values()
+    rows = []
+    for single, ensembles in networks:
+        first = single[0]
+        sizes = [f"{first['parameters']:,}", f"{first['samples']:,}", str(first["epochs"])]
+        after = [cell([run["after T"]["ece"] for run in single]), cell([run["temperature"] for run in single], 1)]
+        for runs, begin, end in (
+            (single, [first["about"], *sizes], after),
+            (ensembles, ["its ensemble", "", "", ""], ["", ""]),
+        ):
+            if runs:
+                before = [cell([run["before"][key] for run in runs]) for key in ("clean", "ambiguous", "ece")]
+                rows.append([*begin, str(len(runs)), *before, *end])
+    lines = markdown([*head, "ECE after T", "T"], rows)
     columns = {
         **OOD_SETS,
         "ambiguous against fashion": "ambiguous digits against FashionMNIST",
         "digits against ambiguous": "digits against ambiguous digits",
     }
-
-    def cell(values: list[float], scale: float, digits: int) -> str:
-        return "".join(mean_and_error([scale * value for value in values], digits))
-
-    for single, ensembles in by_network(results).values():
-        first = single[0]
-        for runs, name in (
-            (single, first["about"]),
-            (ensembles, f"ensemble of {ensembles[0]['members'] if ensembles else 0}"),
-        ):
-            if runs:
-                own = [cell([r["before"][key] for r in runs], 100, 2) for key in ("clean", "ambiguous")]
-                after = (
-                    [cell([r["after T"]["ece"] for r in runs], 100, 2), cell([r["temperature"] for r in runs], 1, 2)]
-                    if runs is single
-                    else ["", ""]
-                )
-                size = (
-                    [f"{first['parameters']:,}", f"{first['samples']:,}", first["epochs"]]
-                    if runs is single
-                    else ["", "", ""]
-                )
-                lines += row(name, *size, len(runs), *own, cell([r["before"]["ece"] for r in runs], 100, 2), *after)
-    for single, ensembles in by_network(results).values():
-        lines += ["", *row(f"{single[0]['about']}: AUROC", *columns.values(), head=True)]
-        for runs in filter(None, (single, ensembles)):
-            for label in runs[0]["auroc"]["fashion"]:
-                lines += row(label, *(cell([r["auroc"][key][label] for r in runs], 1, 3) for key in columns))
-    return "\n".join(lines)
-
-
-def draw(results: Mapping[str, Any]) -> "Figure":
-    """Histograms of the entropy and of the log-density under the first LeNet and the first ResNet."""
-    networks = {name: single[0] for name, (single, _) in by_network(results).items() if name != "vgg16"}
-    figure = new_figure(9, 2.7 * len(networks))
-    grid = figure.subplots(len(networks), 2, squeeze=False)
-    patches: Any = []
-    for line, result in zip(grid, networks.values(), strict=True):
-        for axes, (score, found) in zip(line, result["histograms"].items(), strict=True):
-            patches = []
-            for (name, shares), color, style in zip(found["shares"].items(), COLORS, ("-", "--", ":"), strict=False):
-                edges = found["edges"]
-                axes.stairs(shares, edges, fill=True, color=color, alpha=0.2)
-                patches.append(axes.stairs(shares, edges, color=color, linestyle=style, linewidth=1.6, label=name))
-            axes.set(xlabel=f"{result['about'].split(' with')[0]}: {score}", ylabel="Share (square-root scale)")
-            axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
-            axes.set_ylim(0, 1)
-    legend_below(figure, patches)
-    return finish(figure)
+    for single, ensembles in networks:
+        rows = [
+            [label, *(cell([run["auroc"][key][label] for run in runs], 1, 3) for key in columns)]
+            for runs in filter(None, (single, ensembles))
+            for label in runs[0]["auroc"]["fashion"]
+        ]
+        lines += markdown([f"{single[0]['about']}: AUROC", *columns.values()], rows)
+    return "\n".join(lines).strip()
 
 
 def jobs(options: Namespace) -> dict[str, Any]:
@@ -251,4 +212,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--full", action="store_true", default=torch.cuda.is_available(), help="all samples and channels, 100 epochs"
     )
-    reproduce("ddu", parser, jobs, table, settings=("members", "full"), figure=draw, about=__doc__)
+    reproduce("ddu", parser, jobs, table, settings=("members", "full"), about=__doc__)

@@ -19,13 +19,11 @@ import lightning
 import torch
 from tqdm import tqdm
 
-from lightning_uq.report.figures.drawing import to_png
 from lightning_uq.writing import replacing
 
 Result = dict[str, Any]
 PUBLISHED = Path(__file__).with_name("published")
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-IMAGES = PAGE.with_name("images")
 
 
 def reproduce(
@@ -35,7 +33,6 @@ def reproduce(
     table: Callable[[Mapping[str, Result]], str],
     settings: Sequence[str] = (),
     *,
-    figure: Callable[[Mapping[str, Result]], Any] | None = None,
     about: str | None,
     argv: Sequence[str] | None = None,
 ) -> None:
@@ -47,7 +44,6 @@ def reproduce(
         jobs: Makes the jobs from the options.
         table: Makes Markdown from results by job.
         settings: The options on which every result depends.
-        figure: Draws results by job; ``--publish`` writes docs/images/NAME.png.
         about: The docstring of the script.
         argv: The arguments; None: those of the process.
     """
@@ -68,9 +64,6 @@ def reproduce(
         print(f"\nLeft out by the budget: {', '.join(left_out)}")
     if options.publish:
         publish(name, results, chosen, left_out, table)
-        if figure is not None:
-            IMAGES.mkdir(exist_ok=True)
-            (IMAGES / f"{name}.png").write_bytes(to_png(figure(results)))
 
 
 def publish(
@@ -123,16 +116,6 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     """
     rule = "|---|" + "---:|" * (len(head) - 1)
     return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def row(*cells: Any, head: bool = False) -> list[str]:
-    """A row of a Markdown table, as lines.
-
-    Example:
-        >>> row("method", "AUROC", head=True)
-        ['| method | AUROC |', '|---|---:|']
-    """
-    return [f"| {' | '.join(map(str, cells))} |", *(["|---|" + "---:|" * (len(cells) - 1)] if head else [])]
 
 
 def run_jobs(

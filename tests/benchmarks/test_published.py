@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_uq.report.figures.drawing import new_figure, to_png
-
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "reproduce"
 PAGE = (ROOT / "docs" / "results.md").read_text()
@@ -31,15 +29,6 @@ def test_the_page_shows_the_published_results(module: ModuleType, name: str):
     content = json.loads((FOLDER / "published" / f"{name}.json").read_text())
     shown = PAGE.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
     assert shown == part(content, module.table)
-
-
-@pytest.mark.parametrize(("module", "name"), [(name, name) for name in NAMES], indirect=["module"])
-def test_the_page_has_the_figures(module: ModuleType, name: str):
-    shown = f"images/{name}.png" in PAGE
-    assert shown == hasattr(module, "draw") == (ROOT / "docs" / "images" / f"{name}.png").exists()
-    if shown:
-        content = json.loads((FOLDER / "published" / f"{name}.json").read_text())
-        assert to_png(module.draw(content["results"])).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("module", ["calibration"], indirect=True)
@@ -83,20 +72,11 @@ def test_a_run_of_calibrations_is_published(
     page.write_text("before\n<!-- calibration -->\nold\n<!-- end of calibration -->\nafter\n")
     monkeypatch.setattr(results, "PAGE", page)
     monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr(results, "IMAGES", tmp_path / "images")
     parser = ArgumentParser()
     parser.add_argument("--root", type=Path)
     parser.add_argument("--splits", type=int)
     arguments = ["--root", str(tmp_path / "logits"), "--splits", "1", "--out", str(tmp_path / "out"), "--publish"]
-    drawn = []
-
-    def draw(found):
-        drawn.append(set(found))
-        return new_figure(1, 1)
-
-    results.reproduce("calibration", parser, module.jobs, module.table, figure=draw, about="", argv=arguments)
-    assert drawn == [{"own-0", "several.a-0", "several.b-0"}]
-    assert (tmp_path / "images" / "calibration.png").read_bytes() == to_png(new_figure(1, 1))
+    results.reproduce("calibration", parser, module.jobs, module.table, about="", argv=arguments)
     content = json.loads((tmp_path / "published" / "calibration.json").read_text())
     assert set(content["results"]) == {"own-0", "several.a-0", "several.b-0"}
     own = content["results"]["own-0"]
