@@ -24,6 +24,7 @@ LATER = (
     "scipy",
     "sklearn",
     "optuna",
+    "botorch",
     "onnx",
     "lightning_uq.compare",
     "lightning_uq.cli",

@@ -1,6 +1,7 @@
 """Active learning and bandits: which unlabelled samples to label next, and which actions to take."""
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
+from lightning_uq.active_learning.botorch import as_botorch_model
 from lightning_uq.active_learning.loop import Round, acquisition_rounds, read_rounds
 from lightning_uq.active_learning.pool import PoolDataModule, balanced_positions
 from lightning_uq.active_learning.scores import ACQUISITION_SCORES, acquire, score
@@ -39,6 +40,7 @@ __all__ = [
     "Strategy",
     "acquire",
     "acquisition_rounds",
+    "as_botorch_model",
     "badge",
     "balanced_positions",
     "batch_bald",

@@ -66,7 +66,8 @@ class FitLaplace(FeatureCallback):
             the marginal likelihood misleads for a network that fits all its labels. The rest by the marginal likelihood.
         held_out: Rows that the network was not trained on; by default the only validation loader.
         link: How logits change: ``"samples"``, or ``"probit"`` for MacKay's correction.
-        num_samples: Number of rows of logits; for an ensemble in total, rounded up to equal numbers per member.
+        num_samples: Number of draws of the weights: rows of logits, and functions of :func:`~lightning_uq.active_learning.as_botorch_model`.
+            For an ensemble in total, rounded up to equal numbers per member.
         seed: Seed of the draws.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``task``, ``attach`` and
             others.

@@ -1,6 +1,6 @@
 """The transform that adds the uncertainty of the last layer's weights to predictions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ class LaplaceTransform(PredictionTransform):
         posteriors: One per member.
         has_bias: Whether the layer has a bias.
         link: How logits change: ``"samples"`` or ``"probit"``.
-        num_samples: The total number of draws of logits.
+        num_samples: The total number of draws of the weights.
         seed: Seed of the draws, which all inputs share.
     """
 
@@ -62,6 +62,20 @@ class LaplaceTransform(PredictionTransform):
         with self.features.recording(module) as features:
             yield lambda prediction: self.changed(prediction, features())
 
+    @contextmanager
+    def drawing(self, module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A context around one forward pass; the function that it yields turns the members' means [M, B, ...] into draws [M S, B, ...].
+
+        A draw has one set of weights for all inputs, so it is a function of x. Means and draws are in the units of the predictions.
+        """
+        with self.features.recording(module) as features:
+
+            def draw(means: Tensor) -> Tensor:
+                deviations = self._deviations(features(), means.dtype) * self.outputs.scale.to(means)
+                return self._repeated(means) + deviations.reshape(-1, *means.shape[1:])
+
+            yield draw
+
     def changed(self, prediction: Prediction, features: Tensor) -> Prediction:
         """The changed prediction of inputs with features [M, B, D]."""
         if self.link == "samples" and self.outputs.has_logits:
@@ -93,7 +107,7 @@ class LaplaceTransform(PredictionTransform):
         return torch.stack([one.noise for one in self.posteriors])
 
     def _repeated(self, logits: Tensor) -> Tensor:
-        """Logits [M S, B, ...] of M members, once per draw."""
+        """Logits or means [M S, B, ...] of M members, once per draw."""
         return logits.repeat_interleave(draws_each(self.num_samples, len(logits)), 0)
 
     def _deviations(self, features: Tensor, dtype: torch.dtype) -> Tensor:
