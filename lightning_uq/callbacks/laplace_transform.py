@@ -66,9 +66,9 @@ class LaplaceTransform(PredictionTransform):
     def drawing(self, module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
         """A context around one forward pass; the function that it yields turns the members' means [M, B, ...] into draws [M S, B, ...].
 
-        A draw has one set of weights for all inputs, so it is a function of x. Means and draws are in the units of the predictions.
+        A draw has one set of weights for all inputs, so it is a function of x, with gradients. Means and draws are in the units of the predictions.
         """
-        with self.features.recording(module) as features:
+        with self.features.recording(module, detach=False) as features:
 
             def draw(means: Tensor) -> Tensor:
                 deviations = self._deviations(features(), means.dtype) * self.outputs.scale.to(means)

@@ -142,12 +142,12 @@ def submodule(network: nn.Module, name: str, argument: str = "feature_layer") ->
 
 
 @contextmanager
-def input_of(module: nn.Module) -> Iterator[list[Any]]:
-    """The first argument of every call of ``module`` inside the context: a tensor, or a nested structure of tensors."""
+def input_of(module: nn.Module, *, detach: bool = True) -> Iterator[list[Any]]:
+    """The first argument of every call of ``module`` inside the context: a tensor, or a nested structure of tensors. They are detached unless ``detach`` is False."""
     caught: list[Any] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, _first(args, kwargs)))
+        caught.append(torch.utils._pytree.tree_map(lambda leaf: detached(leaf, detach), _first(args, kwargs)))
 
     hook = module.register_forward_pre_hook(catch, with_kwargs=True)
     try:
@@ -157,8 +157,10 @@ def input_of(module: nn.Module) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Iterator[list[Tensor]]:
-    """The detached features [B, D] for every call of a layer inside the context, which are its pooled input.
+def features_at(
+    network: nn.Module, layer: str, pool: Pool | None = None, *, detach: bool = True
+) -> Iterator[list[Tensor]]:
+    """The features [B, D] for every call of a layer inside the context: its pooled input, detached unless ``detach`` is False.
 
     Raises:
         InputError: There is no such layer, or :func:`~lightning_uq.networks.pooling.pool_features` raises it.
@@ -168,7 +170,7 @@ def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Ite
     mask = PaddingMask()
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(pool_features(_detached(_first(args, kwargs)), module, pool, mask.tokens, name=layer))
+        caught.append(pool_features(detached(_first(args, kwargs), detach), module, pool, mask.tokens, name=layer))
 
     # The mask's hooks come first, since the layer may be the network itself.
     hooks = [*_watched(mask, network, pool), module.register_forward_pre_hook(catch, with_kwargs=True)]
@@ -181,7 +183,7 @@ def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Ite
 
 
 class FeatureTap:
-    """Runs a network and returns its output together with the detached inputs of some of its layers.
+    """Runs a network and returns its output together with the inputs of some of its layers.
 
     Its hooks are set once, so that later results of ``torch.compile`` and ``torch.export`` include them.
 
@@ -205,6 +207,7 @@ class FeatureTap:
         self.pool = pool
         self.mask = PaddingMask()
         self.caught: dict[str, Tensor] | None = None
+        self.detach = True
         _watched(self.mask, network, pool)
         for name in self.layers:
             if name != OUTPUT:
@@ -213,9 +216,13 @@ class FeatureTap:
                 )
 
     def run(
-        self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any] = call_network
+        self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any] = call_network, *, detach: bool = True
     ) -> tuple[Any, list[Tensor]]:
-        """The result of ``call(network, x)``, and the layers' features [B, D], in order. The output as features is not pooled."""
+        """The result of ``call(network, x)``, and the layers' features [B, D], in order. The output as features is not pooled.
+
+        The features are detached unless ``detach`` is False.
+        """
+        self.detach = detach
         output, caught = self._run(network, x, call)
         if len(caught) < len(self.layers) and not torch.compiler.is_compiling():
             # A network that was compiled and called before the hooks were set runs without them.
@@ -236,7 +243,7 @@ class FeatureTap:
             output = call(network, x)
             caught = self.caught
             if OUTPUT in self.layers and isinstance(output, Tensor):
-                caught[OUTPUT] = upcast(output.detach())
+                caught[OUTPUT] = upcast(detached(output, self.detach))
         finally:
             self.caught = None
             self.mask.stop()
@@ -252,7 +259,7 @@ class _Catch:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.tap.caught is not None:
-            x = _detached(_first(args, kwargs))
+            x = detached(_first(args, kwargs), self.tap.detach)
             self.tap.caught[self.name] = pool_features(x, module, self.tap.pool, self.tap.mask.tokens, name=self.name)
 
 
@@ -266,5 +273,6 @@ def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
+def detached(x: Any, detach: bool = True) -> Any:
+    """A tensor without its graph if ``detach`` is True; anything else as it is."""
+    return x.detach() if detach and isinstance(x, Tensor) else x

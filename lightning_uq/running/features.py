@@ -35,22 +35,29 @@ class LayerFeatures:
         self._members: tuple[Any, list[nn.Module]] | None = None
 
     @contextmanager
-    def recording(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[Callable[[], Tensor]]:
-        """A context for one call of the model; the function that it yields then returns the features [M, B, D]."""
+    def recording(
+        self, model: nn.Module, trainer: Trainer | None = None, *, detach: bool = True
+    ) -> Iterator[Callable[[], Tensor]]:
+        """A context for one call of the model; the function that it yields then returns the features [M, B, D].
+
+        They are detached unless ``detach`` is False.
+        """
         trainer = trainer_of(model) if trainer is None else trainer
         source = _source(model)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             if source is not None and not source.shows_features:
-                inputs = stack.enter_context(input_of(source))
+                inputs = stack.enter_context(input_of(source, detach=detach))
 
                 def features() -> Tensor:
                     return torch.stack(
-                        [self._alone(member, inputs[-1], trainer, source) for member in self.networks(model)]
+                        [self._alone(member, inputs[-1], trainer, source, detach) for member in self.networks(model)]
                     )
             else:
                 networks = self.networks(model)
-                records = [stack.enter_context(features_at(one, self.layer, self.pool)) for one in networks]
+                records = [
+                    stack.enter_context(features_at(one, self.layer, self.pool, detach=detach)) for one in networks
+                ]
 
                 def features() -> Tensor:
                     if not all(records):
@@ -83,8 +90,10 @@ class LayerFeatures:
         """Free the members of a stacked ensemble."""
         self._members = None
 
-    def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None, source: EpistemicNetwork) -> Tensor:
-        with features_at(member, self.layer, self.pool) as record:
+    def _alone(
+        self, member: nn.Module, x: Any, trainer: Trainer | None, source: EpistemicNetwork, detach: bool
+    ) -> Tensor:
+        with features_at(member, self.layer, self.pool, detach=detach) as record:
             _run(member, x, trainer, source)
         return record[-1]
 

@@ -114,12 +114,12 @@ class Epinet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Learnable part and scaled prior, each [Z, B, C], for features [B, F] and ``index`` [Z, D_z].
 
-        No gradient reaches the features. Under mixed precision, the head keeps the precision of its weights. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
+        Under mixed precision, the head keeps the precision of its weights. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
         features, becomes the unit of its scale.
         """
         # Under autocast, casting all weights and indices would take longer than these small products.
         with torch.autocast(features.device.type, enabled=False):
-            return self._parts(features.detach(), index, calibration_index)
+            return self._parts(features, index, calibration_index)
 
     def _parts(self, features: Tensor, index: Tensor, calibration_index: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.scaler is not None:
@@ -130,4 +130,4 @@ class Epinet(nn.Module):
         if calibration_index is not None:
             with torch.no_grad():
                 self.prior_scale.measure(self.prior(features, calibration_index))
-        return learned, self.prior_scale(self.prior(features, index)).detach()
+        return learned, self.prior_scale(self.prior(features, index))

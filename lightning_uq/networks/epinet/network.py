@@ -11,7 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.epinet.head import Epinet, EpinetHead
-from lightning_uq.networks.features import OUTPUT, FeatureTap, last_layer, submodule, traced_last_layer
+from lightning_uq.networks.features import OUTPUT, FeatureTap, detached, last_layer, submodule, traced_last_layer
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.pooling import Pool, check_pool, num_features
@@ -116,7 +116,9 @@ class EpinetNetwork(EpistemicNetwork):
         """The two summands of the output, each [Z, B, C]: base and epinet, which are trained, and the priors."""
         self.initialize(x)
         assert self.epinet is not None
-        base, features = self._base(x)
+        # In evaluation a gradient of the input is asked for as a whole: the path through the features is part of it.
+        through = not self.training and isinstance(x, Tensor) and x.requires_grad
+        base, features = self._base(x, detach=not through)
         calibrating = self.training and self.head.calibrate_prior
         draws = (
             self._calibration_index.to(features.device)
@@ -180,13 +182,14 @@ class EpinetNetwork(EpistemicNetwork):
         if self.epinet is not None and self.epinet.scaler is not None:
             self.epinet.scaler.tracking = mode
 
-    def _base(self, x: Any) -> tuple[Tensor, Tensor]:
+    def _base(self, x: Any, *, detach: bool = True) -> tuple[Tensor, Tensor]:
+        """The base's output and the features, detached unless gradients of the input are asked for."""
         assert self.tap is not None
-        with torch.no_grad() if self.freeze_base else nullcontext():
-            raw, features = self.tap.run(self.base, x, self.read_output.raw)
+        with torch.no_grad() if self.freeze_base and detach else nullcontext():
+            raw, features = self.tap.run(self.base, x, self.read_output.raw, detach=detach)
             base = self.read_output(raw)
         if self.pool == "positions":
-            return base, self._at_positions(base, features, x)
+            return base, self._at_positions(base, features, x, detach)
         if base.ndim < 2:
             raise InputError(
                 f"The base network must return [B, C], or [B, H, D] for a horizon, but its output has shape {list(base.shape)}. Pass "
@@ -203,10 +206,10 @@ class EpinetNetwork(EpistemicNetwork):
                 raise InputError(
                     f"With `include_inputs=True`, the input must be a floating-point tensor, but it is {describe(x)}."
                 )
-            features.append(x.detach().flatten(1).to(features[0].dtype))
+            features.append(detached(x, detach).flatten(1).to(features[0].dtype))
         return base, features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
-    def _at_positions(self, base: Tensor, features: list[Tensor], x: Any) -> Tensor:
+    def _at_positions(self, base: Tensor, features: list[Tensor], x: Any, detach: bool) -> Tensor:
         """Features [B, F, *P] at the positions of the base's output; features on another grid come from the nearest position."""
         if base.ndim < 3:
             raise InputError(
@@ -220,7 +223,8 @@ class EpinetNetwork(EpistemicNetwork):
             for name, one in zip(self.tap.layers, features, strict=True)
         ]
         if self.head.include_inputs:
-            found.append(x.detach().to(features[0].dtype) if isinstance(x, Tensor) and x.is_floating_point() else x)
+            is_float = isinstance(x, Tensor) and x.is_floating_point()
+            found.append(detached(x, detach).to(features[0].dtype) if is_float else x)
         if any(not isinstance(one, Tensor) or one.ndim != len(shape) or one.shape[0] != shape[0] for one in found):
             raise InputError(
                 f"With `pool='positions'`, all features must be maps like the output {list(base.shape)}, but at {self.tap.layers} "
