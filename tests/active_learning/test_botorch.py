@@ -112,7 +112,9 @@ def test_the_covariance_of_two_points_is_the_members(name):
     members = module.predict(X).member_mean.squeeze(-1)
     samples = as_botorch_model(module).posterior(X).rsample(torch.Size([40_000])).squeeze(-1)
     expected = torch.cov(members.T, correction=0)
-    torch.testing.assert_close(torch.cov(samples.T), expected, rtol=0.05, atol=0.02 * float(expected.detach().diagonal().max()))
+    torch.testing.assert_close(
+        torch.cov(samples.T), expected, rtol=0.05, atol=0.02 * float(expected.detach().diagonal().max())
+    )
 
 
 @pytest.mark.parametrize("name", ["laplace", "laplace of Gaussians"])
@@ -131,7 +133,9 @@ def test_laplace_draws_have_the_moments_of_its_posterior(name):
     vectors = one.eigenvectors[0]
     covariance = 9 * phi @ vectors / one.precision[0] @ vectors.T @ phi.T  # in units of a standard deviation of 3
     samples = posterior.values.squeeze(-1).T.double()
-    torch.testing.assert_close(torch.cov(samples), covariance.detach(), rtol=0.05, atol=0.03 * float(covariance.detach().max()))
+    torch.testing.assert_close(
+        torch.cov(samples), covariance.detach(), rtol=0.05, atol=0.03 * float(covariance.detach().max())
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -165,6 +165,20 @@ def test_no_gradient_of_the_epinet_reaches_the_base():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.base.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"freeze_base": True}, {"head": EpinetHead(include_inputs=True)}])
+def test_in_evaluation_the_gradient_of_an_input_is_that_of_the_whole_function(options):
+    """In training it is the base's alone, since the head does not train what lies before it."""
+    module = EpinetModule(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), num_eval_samples=3, **options)
+    module = module.double().eval()
+    x = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+    module(x)  # which builds the head
+    assert torch.autograd.gradcheck(module.double(), x)
+    network, z = module.network.train(), module.network.sample_index(3).double()
+    if options != {"freeze_base": True}:
+        (found,) = torch.autograd.grad(network(x, z)[0].sum(), x)
+        torch.testing.assert_close(found, torch.autograd.grad(network.base(x).sum(), x)[0])
+
+
 def test_priors_are_buffers_that_nothing_moves(make_trainer):
     module = EpinetModule(
         BASE,
