@@ -12,6 +12,7 @@ from lightning_uq.functional.validation import check_integer
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.frozen import in_eval_mode
 from lightning_uq.networks.dropout import DropoutNetwork
+from lightning_uq.predictions import NumberPrediction
 from lightning_uq.tasks import describe
 
 
@@ -71,7 +72,7 @@ def _model_class() -> Any:
             "`as_botorch_model` needs BoTorch, which is not installed. Install the extra `botorch`: pip install 'lightning-uq[botorch]'."
         ) from error
 
-    class EpistemicModel(EnsembleModel):
+    class EpistemicModel(EnsembleModel):  # type: ignore[misc]  # BoTorch is not read by mypy
         """The functions of a module."""
 
         def __init__(self, module: UncertaintyModule, num_outputs: int) -> None:
@@ -113,8 +114,9 @@ def _function_values(module: UncertaintyModule, X: Tensor, num_outputs: int) -> 
     with in_eval_mode(module), nullcontext() if laplace is None else laplace.drawing(module) as draw:
         output = module(rows)
         # As a prediction of Z B inputs by one hypothesis, whose mean is the hypothesis' own for every head.
-        means = module.prediction(output.flatten(0, 1).unsqueeze(0)).mean.unflatten(0, output.shape[:2])  # type: ignore[attr-defined]
-        values = (means if draw is None else draw(means)).flatten(2)
+        prediction: NumberPrediction = module.prediction(output.flatten(0, 1).unsqueeze(0))  # type: ignore[assignment]
+        means = prediction.mean.unflatten(0, output.shape[:2])
+        values: Tensor = (means if draw is None else draw(means)).flatten(2)
     if values.shape[2] != num_outputs:
         raise InputError(
             f"`num_outputs` must be the number of the module's outputs, {values.shape[2]}, but it is {num_outputs}."

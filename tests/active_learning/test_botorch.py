@@ -4,6 +4,7 @@ import copy
 import doctest
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ pytest.importorskip("botorch")
 # The older acquisition functions advise their users to take the newer ones.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has known numerical issues.*")
 
+PAGE = Path(__file__).parents[2] / "docs" / "active_learning.md"
 MEAN = Regression(head="mean", target_scale=(5.0, 3.0))
 GAUSSIAN = Regression(head="mean_variance", target_scale=(5.0, 3.0))
 
@@ -271,3 +273,14 @@ def test_the_docstrings_example_runs():
     example = doctest.DocTestParser().get_doctest(text, {"as_botorch_model": as_botorch_model}, "example", None, 0)
     assert len(example.examples) > 5
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_the_pages_example_runs(tmp_path, monkeypatch, make_trainer):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning.pytorch.Trainer", lambda **given: make_trainer(**{**given, "max_epochs": 20}))
+    text = PAGE.read_text().partition("## Bayesian optimisation")[2]
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = {}
+    exec(compile(block, PAGE.name, "exec"), names)
+    assert names["batch"].shape == names["thompson"].shape == (2, 2)
+    assert bool(((names["batch"] >= 0) & (names["batch"] <= 1)).all())
