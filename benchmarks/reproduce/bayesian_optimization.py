@@ -87,7 +87,7 @@ def fit_model(method: str, X: Tensor, Y: Tensor) -> Any:
     d = X.shape[1]
     # Normalize maps [0.5, 1] to [0, 1], and so [0, 1] to [-1, 1].
     model.input_transform = Normalize(d, bounds=torch.tensor([[0.5] * d, [1.0] * d], dtype=X.dtype))
-    return model.eval()
+    return model
 
 
 def next_point(method: str, X: Tensor, Y: Tensor, seed: int) -> Tensor:

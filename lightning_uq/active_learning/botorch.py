@@ -99,9 +99,16 @@ def _model_class() -> Any:
             return super().posterior(X, output_indices, posterior_transform)
 
         def train(self, mode: bool = True) -> "EpistemicModel":
-            """Set the mode of this model only: BoTorch sets it at each posterior, but a training of the module needs its own modes."""
+            """Set the mode of all but the module: BoTorch sets it at each posterior, but a training of the module needs its own modes."""
             self.training = mode
+            for child in self.children():
+                if child is not self.module:
+                    child.train(mode)
             return self
+
+        def eval(self) -> "EpistemicModel":
+            """Set evaluation mode. BoTorch's own method warns that a model with an ``input_transform`` holds no training inputs."""
+            return self.train(False)
 
     return EpistemicModel
 
@@ -115,13 +122,13 @@ def _function_values(module: UncertaintyModule, X: Tensor, num_outputs: int) -> 
         output = module(rows)
         # As a prediction of Z B inputs by one hypothesis, whose mean is the hypothesis' own for every head.
         prediction: NumberPrediction = module.prediction(output.flatten(0, 1).unsqueeze(0))  # type: ignore[assignment]
-        means = prediction.mean.unflatten(0, output.shape[:2])
+        means = prediction.mean.reshape(*output.shape[:2], *prediction.mean.shape[1:])
         values: Tensor = (means if draw is None else draw(means)).flatten(2)
     if values.shape[2] != num_outputs:
         raise InputError(
             f"`num_outputs` must be the number of the module's outputs, {values.shape[2]}, but it is {num_outputs}."
         )
-    return values.to(X).unflatten(1, X.shape[:-1]).movedim(0, -3)
+    return values.to(X).reshape(-1, *X.shape[:-1], num_outputs).movedim(0, -3)
 
 
 def _checked(module: UncertaintyModule) -> LaplaceTransform | None:

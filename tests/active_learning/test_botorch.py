@@ -227,6 +227,21 @@ def test_the_module_keeps_its_modes_and_the_model_follows_its_weights():
     torch.testing.assert_close(model.posterior(X).mean, before + 3)  # a standard deviation of the targets
 
 
+def test_an_input_transform_is_applied():
+    from botorch.models.transforms import Normalize
+
+    module = MODULES["dropout"]()
+    X = torch.rand(4, 2, dtype=torch.float64)
+    expected = as_botorch_model(module).posterior(X).mean
+    model = as_botorch_model(module)
+    model.input_transform = Normalize(2, bounds=torch.tensor([[0.0, 10.0], [5.0, 30.0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        model.posterior(X * torch.tensor([5.0, 20.0]) + torch.tensor([0.0, 10.0])).mean, expected
+    )
+    assert module.training
+    assert not model.input_transform.training
+
+
 def test_a_laplace_posterior_of_other_weights_is_refused():
     module = MODULES["laplace"]()
     model = as_botorch_model(module)
