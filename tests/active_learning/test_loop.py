@@ -59,7 +59,9 @@ def test_options_reach_the_score():
     assert done.acquired.tolist() == pool[values.argsort(descending=True, stable=True)[:5]].tolist()
 
 
-@pytest.mark.parametrize("strategy", ["random", "badge", ByScore("variance", "softmax")], ids=["random", "badge", "softmax"])
+@pytest.mark.parametrize(
+    "strategy", ["random", "badge", ByScore("variance", "softmax")], ids=["random", "badge", "softmax"]
+)
 def test_chance_follows_the_seed_and_not_the_global_generator(strategy):
     def run(seed):
         torch.rand(1)  # moves the global generator
