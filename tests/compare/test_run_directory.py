@@ -245,7 +245,7 @@ def test_a_users_file_may_not_change(tmp_path, monkeypatch):
     run(tmp_path / "run", mine)
     assert run(tmp_path / "run", mine)[1].trained_methods == []
     file.write_text(METHOD + "# changed\n")
-    with pytest.raises(InputError, match=r"`methods`: the file of method mine has changed"):
+    with pytest.raises(InputError, match=r"`methods`: The file of method mine has changed"):
         run(tmp_path / "run", mine, resume=True)
     # Its row stays where others join.
     joined, _ = run(tmp_path / "run", replace(QUICK, methods=("evidential",)))

@@ -252,7 +252,7 @@ def _notes(before: RunDirectory, plan: Plan, seeds: Sequence[int]) -> list[str]:
     there = [name for name in plan.chosen if all(before.has(name, seed) for seed in seeds)]
     if there:
         verb = "is" if len(there) == 1 else "are"
-        notes.append(f"{', '.join(there)} {verb} already in {before.path}, and not trained again.")
+        notes.append(f"{', '.join(there)} {verb} already in {before.path} and not trained again.")
     diverged = [name for name in plan.chosen if name in before.state["diverged"]]
     if diverged:
         verb = "is" if len(diverged) == 1 else "are"
