@@ -36,7 +36,9 @@ PAGES = [
     for path in sorted((ROOT / "docs").rglob("*.md"))
     if BLOCK.search(path.read_text()) and path.relative_to(ROOT / "docs").with_suffix("").as_posix() not in ELSEWHERE
 ]
-OUTPUT = re.compile(r"\n[^\n`]+:\n\n```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)  # after a sentence that introduces it
+OUTPUT = re.compile(
+    r"\n[^\n`]+:\n\n```text\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)  # after a sentence that introduces it
 
 
 def skeleton(text: str) -> list[str]:
