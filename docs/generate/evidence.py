@@ -36,11 +36,13 @@ def _by_set(runs: Iterable[str]) -> dict[str, list[str]]:
 
 def _uci(method: str) -> str:
     results = _results("uci")
-    sets = _by_set(results)
-    better = sum(
-        fmean(results[run][method]["nll"] for run in runs) < fmean(results[run]["single"]["nll"] for run in runs)
-        for runs in sets.values()
-    )
+    sets = _by_set(results)  # the runs of a set are of a method or two each, over all splits
+    splits = {name: [split for run in runs for split in results[run]["splits"]] for name, runs in sets.items()}
+    mean = {
+        name: {m: fmean(split[m]["nll"] for split in found if m in split) for m in (method, "single")}
+        for name, found in splits.items()
+    }
+    better = sum(nll[method] < nll["single"] for nll in mean.values())
     return f"UCI regression: lower mean NLL than one network on {better} of {len(sets)} sets"
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 FOLDER = Path(__file__).parents[1] / "figures"
 IMAGE = re.compile(r'<img alt="([^"]*)" src="(?:[^"]*/)?figures/(\w+)\.svg"[^>]*>')
 
@@ -21,7 +23,8 @@ def files() -> dict[str, Callable[[], str]]:
 def svg(name: str) -> str:
     """The picture that ``docs/figures/NAME.py`` draws."""
     style = importlib.import_module("docs.figures.style")
-    with style.applied(name):
+    with style.applied(name), torch.random.fork_rng():
+        torch.manual_seed(0)  # the same picture in every build, whatever was drawn before it
         return style.svg(importlib.import_module(f"docs.figures.{name}").draw())
 
 

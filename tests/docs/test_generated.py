@@ -103,3 +103,22 @@ def test_every_methods_paper_is_among_the_references():
 def test_docstrings_become_markdown():
     text = "See :class:`~lightning_uq.tasks.Task` and :meth:`fit`, as in::\n\n    f(x)\n\nExample:\n    >>> 1\n    1"
     assert api.readable(text) == ("See `tasks.Task` and `fit`, as in:\n\n    f(x)\n\nExamples:\n    >>> 1\n    1")
+
+
+def test_every_method_of_a_comparison_has_a_page():
+    assert not {row.name for row in chooser.rows() if row.page is None}
+
+
+def test_pages_of_methods_have_the_same_parts():
+    parts = ["Formula", "Example", "Arguments that matter", "Cost and evidence", "Limits", "Citation"]
+    index = (ROOT / "docs" / "methods" / "index.md").read_text()
+    for path in chooser.PAGES:
+        text = path.read_text()
+        if path.name == "index.md":
+            continue
+        assert (f"]({path.name})" if path.parent.name == "methods" else f"](../{path.name})") in index, path
+        assert re.search(r"^!\[.{40,}\]\((\.\./)?figures/\w+\.svg\)$", text, re.MULTILINE), path
+        assert "[@" in text.split("\n## Citation\n")[1], path
+        if path.parent.name == "methods":
+            assert re.findall(r"^## (.*)$", text, re.MULTILINE) == parts, path
+            assert chooser.runs_under_ddp(path) in ("yes", "partly")

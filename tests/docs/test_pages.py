@@ -36,10 +36,19 @@ PAGES = [
     for path in sorted((ROOT / "docs").rglob("*.md"))
     if BLOCK.search(path.read_text()) and path.relative_to(ROOT / "docs").with_suffix("").as_posix() not in ELSEWHERE
 ]
+OUTPUT = re.compile(
+    r"\n[^\n`]+:\n\n```text\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)  # after a sentence that introduces it
+
+
+def skeleton(text: str) -> list[str]:
+    """Lines without the frames of tables, with one space between words and # in place of numbers."""
+    lines = (re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "#", re.sub(r"[│|]", " ", line)) for line in text.splitlines())
+    return [" ".join(line.split()) for line in lines]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_example_runs_after_the_one_before(page, tmp_path, monkeypatch):
+def test_every_example_runs_after_the_one_before(page, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
@@ -53,6 +62,9 @@ def test_every_example_runs_after_the_one_before(page, tmp_path, monkeypatch):
             continue
         line = text[: found.start(2)].count("\n")
         exec(compile("\n" * line + found[2], page, "exec"), names)  # an error shows the page's line
+        printed = skeleton(capsys.readouterr().out)
+        if shown := OUTPUT.match(text, found.end() + 1):
+            assert not [line for line in skeleton(shown[1]) if line not in printed], printed
 
 
 def test_the_other_pages_are_run_elsewhere():
