@@ -9,6 +9,13 @@ def pytest_addoption(parser):
     parser.addoption("--site", type=Path, help="check the site that `python -m mkdocs build` wrote to this folder")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """The examples of the pages train for minutes, so they run where the site is built: `make test-docs`."""
+    if collection_path.name == "test_pages.py" and config.getoption("--site", None) is None:
+        return True
+    return None
+
+
 @pytest.fixture
 def site(request):
     folder = request.config.getoption("--site", None)
