@@ -175,7 +175,7 @@ def test_a_rare_class_that_only_batches_show_is_a_warning_after_the_first_epoch(
     gmm = FitGMM()
     trainer = make_trainer(max_epochs=2, callbacks=[gmm])
     with (
-        pytest.warns(UserWarning, match="FitGMM will fail after the training unless .*class 2 has 1"),
+        pytest.warns(UserWarning, match="FitGMM will fail after the training, unless .*class 2 has 1"),
         pytest.raises(InputError, match="class 2 has 1"),
     ):
         trainer.fit(Lit(), DataLoader(Opaque(X, RARE), batch_size=20))
@@ -184,7 +184,7 @@ def test_a_rare_class_that_only_batches_show_is_a_warning_after_the_first_epoch(
 def test_a_last_class_that_no_row_has_is_a_warning_after_the_first_epoch(make_trainer):
     """The labels alone do not tell that there is one class more: the outputs do."""
     with (
-        pytest.warns(UserWarning, match="FitGMM will fail after the training unless .*class 2 has 0"),
+        pytest.warns(UserWarning, match="FitGMM will fail after the training, unless .*class 2 has 0"),
         pytest.raises(InputError, match="class 2 has 0"),
     ):
         make_trainer(max_epochs=2, callbacks=[FitGMM()]).fit(

@@ -402,9 +402,9 @@ def test_a_calibration_of_classes_exports_and_keeps_its_precision_in_a_cast(writ
 
 def test_calibrations_exclude_each_other_and_densities_need_layers():
     network = EnsembleNetwork([nn.Linear(2, 2)])
-    with pytest.raises(InputError, match="`temperature` and `class_scaling` exclude each other"):
+    with pytest.raises(InputError, match="`temperature` and `class_scaling` cannot be combined"):
         FittedNetwork(network, temperature=torch.tensor(1.0), class_scaling=torch.ones(2, 2))
-    with pytest.raises(InputError, match="`class_matrix` and `class_curves` exclude each other"):
+    with pytest.raises(InputError, match="`class_matrix` and `class_curves` cannot be combined"):
         FittedNetwork(network, class_matrix=torch.ones(5, 2), class_curves=torch.ones(2, 2, 3))
     with pytest.raises(
         InputError, match="one layer per member of `feature_score`, but there are 1 layers and 0 members"

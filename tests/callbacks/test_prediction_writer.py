@@ -584,7 +584,7 @@ def test_reading_refuses_other_tables(tmp_path):
     table = read_predictions(tmp_path)
     assert {name: values.tolist() for name, values in table.items()} == {"index": [1], "label": [2]}
     (tmp_path / "predictions-rank1.csv").write_text("index,mean_0\n0,2\n")
-    with pytest.raises(InputError, match="must have the same columns"):
+    with pytest.raises(InputError, match="have different columns"):
         read_predictions(tmp_path)
     with pytest.raises(InputError, match="holds none"):
         read_predictions(tmp_path / "nowhere")
