@@ -568,7 +568,7 @@ def test_version(capsys):
 
 
 def test_an_unknown_command(capsys):
-    assert "unknown command 'frobnicate': choose from compare, report, evaluate, score, bandit, fit" in fails(
+    assert "unknown command 'frobnicate': choose from compare, report, evaluate, score, active, bandit, fit" in fails(
         capsys, "frobnicate"
     )
 

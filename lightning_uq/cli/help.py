@@ -56,7 +56,7 @@ def class_list(option: str) -> str:
 
     Example:
         >>> class_list("model").splitlines()[3].split()[:4]
-        ['lightning_uq.DeterministicModule', 'One', 'network,', 'read']
+        ['lightning_uq.DeterministicModule', 'One', 'network', 'with']
     """
     room, base = {"model": lightning_uq, "data": lightning_uq.data}[option], _BASES[option]
     kinds = {

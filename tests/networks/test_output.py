@@ -29,7 +29,7 @@ def test_a_probability_of_zero_stays_finite():
 
 @pytest.mark.parametrize("raw", [{"out": LOGITS}, (0, LOGITS), None])
 def test_what_is_no_tensor_names_the_argument(raw):
-    with pytest.raises(InputError, match="`output` a function that picks the logits"):
+    with pytest.raises(InputError, match="`output`, a function that picks the logits"):
         OutputReader()(raw)
 
 
