@@ -358,7 +358,9 @@ def test_every_reader_gets_the_same_scores():
     mean = OODDetection(predict_fn=lambda model, x: model.predict(x).log_probs).score(module, [x])
     assert set(mean) == set(DEFAULT_SCORES) - {"energy"}  # of which log-probabilities have none
     torch.testing.assert_close(mean["max_softmax"].double(), 1 - prediction.confidence, atol=1e-6, rtol=0)
-    with pytest.raises(InputError, match=r"for EvidentialClassification\(\), names from vacuity, .*, but it holds 'energy'"):
+    with pytest.raises(
+        InputError, match=r"for EvidentialClassification\(\), names from vacuity, .*, but it holds 'energy'"
+    ):
         OODDetection(scores=["energy"]).score(module, [x])
 
 
