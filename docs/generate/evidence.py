@@ -41,9 +41,10 @@ def _uci(method: str) -> str:
     mean = {
         name: {m: fmean(split[m]["nll"] for split in found if m in split) for m in (method, "single")}
         for name, found in splits.items()
+        if any(method in split for split in found)
     }
     better = sum(nll[method] < nll["single"] for nll in mean.values())
-    return f"UCI regression: lower mean NLL than one network on {better} of {len(sets)} sets"
+    return f"UCI regression: lower mean NLL than one network on {better} of {len(mean)} sets"
 
 
 def _temperature() -> str:
