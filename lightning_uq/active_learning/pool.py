@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 from lightning_uq._lightning import trainer_of
 from lightning_uq.active_learning.reading import pool_rows
 from lightning_uq.active_learning.strategies import Strategy, as_strategy
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.running.ranks import gather_objects
 
@@ -31,7 +31,7 @@ class PoolDataModule(LightningDataModule):
         test: Test data.
         batch_size: Samples per batch.
         samples_per_epoch: Length of an epoch: the labelled samples are repeated in new orders until it is reached. So that
-            trainings of all rounds have as many steps. None: each sample once.
+            trainings of all rounds have as many steps; on one process only. None: each sample once.
         num_workers: Processes of each loader.
         seed: Seed of the first positions, of the order of training samples, and of the random choices of strategies.
 
@@ -83,6 +83,18 @@ class PoolDataModule(LightningDataModule):
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         if test is None:
             self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
+
+    def setup(self, stage: str) -> None:
+        """Refuse ``samples_per_epoch`` on several processes, whose sampler Lightning replaces by one that draws each sample once.
+
+        Raises:
+            UnsupportedError: The Trainer has several processes.
+        """
+        if stage == "fit" and self.samples_per_epoch is not None and self.trainer and self.trainer.world_size > 1:
+            raise UnsupportedError(
+                f"`samples_per_epoch` works on one process only, but the Trainer has {self.trainer.world_size}. Leave it out, and "
+                "raise `max_epochs` instead."
+            )
 
     @property
     def pool(self) -> Tensor:

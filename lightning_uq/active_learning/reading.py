@@ -25,8 +25,10 @@ def pool_rows(module: LightningModule, loader: Any, strategy: Strategy, trainer:
             read = PoolBatch(module, to_device(batch, module, trainer), features, trainer)
             parts.append(tuple(part.detach().cpu() for part in _rows(strategy, read)))
     own = tuple(torch.cat(part) for part in zip(*parts, strict=True))
-    like = next(found for found in gather_objects([part[:0] for part in own], trainer) if found)
-    shared = own or tuple(like)  # a process without inputs
+    of_ranks = gather_objects([part[:0] for part in own], trainer)
+    shared = own or tuple(next(filter(None, of_ranks), ()))  # a process without inputs
+    if not shared:
+        raise InputError(f"{type(strategy).__name__} has no inputs to read: its `reference` is empty.")
     if trainer is None or trainer.world_size == 1:
         return shared
     device = trainer.strategy.root_device

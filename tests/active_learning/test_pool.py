@@ -3,6 +3,7 @@
 import copy
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lightning_uq import DeterministicModule, EnsembleModule, FitGMM, InputError, TemperatureScaling
+from lightning_uq import DeterministicModule, EnsembleModule, FitGMM, InputError, TemperatureScaling, UnsupportedError
 from lightning_uq.active_learning import (
     EPIG,
     STRATEGIES,
@@ -63,6 +64,22 @@ def test_a_density_is_fitted_to_each_labelled_sample_once(make_trainer):
     make_trainer(max_epochs=1, callbacks=[FitGMM()]).fit(module, data)
     FitGMM().fit(alone, PoolDataModule(DATA, data.labelled, batch_size=4).train_dataloader())
     torch.testing.assert_close(module.predict(X).log_density, alone.predict(X).log_density, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fixed_length_is_refused_on_several_processes():
+    data = PoolDataModule(DATA, [7, 3, 12], samples_per_epoch=9)
+    data.trainer = SimpleNamespace(world_size=1)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(UnsupportedError, match="`samples_per_epoch` works on one process only, but the Trainer has 2"):
+        data.setup("fit")
+    data.samples_per_epoch = None
+    data.setup("fit")
+
+
+def test_an_empty_reference_is_an_error():
+    with pytest.raises(InputError, match="EPIG has no inputs to read: its `reference` is empty"):
+        PoolDataModule(DATA, [7, 3]).acquire(ensemble(), 2, EPIG(TensorDataset(X[:0])))
 
 
 def test_positions_at_random_come_from_the_seed():
