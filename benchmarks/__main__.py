@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         write_page(options.repeats, circumstances("cpu", options.threads, options.repeats))
         return
+    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.only:
