@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         EvidentialModule,
         EvidentialRegressionModule,
         HypermodelModule,
+        MemberParallelStrategy,
         UncertaintyModule,
     )
     from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory, export_fitted
@@ -120,6 +121,7 @@ __all__ = [
     "IsotonicScaling",
     "LogFigures",
     "MatrixScaling",
+    "MemberParallelStrategy",
     "Method",
     "MissingExtraError",
     "MixtureDensityPrediction",

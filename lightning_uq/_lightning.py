@@ -192,3 +192,30 @@ def state_key(callback: Callback, **arguments: Any) -> str:
 def is_compiled(module: object) -> bool:
     """Whether a LightningModule was compiled as a whole: ``torch.compile(module)`` returns a module that shows it only here."""
     return getattr(module, "_compiler_ctx", None) is not None
+
+
+class _OutsideTraining:
+    """False while a Trainer trains, or prepares its training loader."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __bool__(self) -> bool:
+        return not self.trainer.training
+
+
+def keep_training_sampler(trainer: Trainer) -> None:
+    """Leave the sampler of the training loader to the user; the loaders of evaluations are split over the ranks as before.
+
+    The public argument ``use_distributed_sampler`` applies to all loaders.
+    """
+    connector: Any = trainer._accelerator_connector
+    if connector.use_distributed_sampler:
+        connector.use_distributed_sampler = _OutsideTraining(trainer)  # Lightning reads its truth
+
+
+def split_training_sampler(trainer: Trainer) -> None:
+    """The opposite of :func:`keep_training_sampler`."""
+    connector: Any = trainer._accelerator_connector
+    if isinstance(connector.use_distributed_sampler, _OutsideTraining):
+        connector.use_distributed_sampler = True

@@ -36,6 +36,7 @@ from lightning_uq.modules.member_files import (
     load_member_files,
     read_member_files,
 )
+from lightning_uq.modules.member_parallel.share import MemberShare
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
@@ -180,6 +181,7 @@ class EnsembleModule(UncertaintyModule):
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
         self._explains_execution = execution == "auto" and self.members is None
+        self._share: MemberShare | None = None
 
     @classmethod
     def from_checkpoints(
@@ -280,24 +282,50 @@ class EnsembleModule(UncertaintyModule):
         if self.adversary is not None:
             self.adversary.measure(self, self.unpack_batch)
 
+    def train_members(self, members: range | None, *, data_parallel_size: int = 1) -> None:
+        """Let this process train these members alone, as :class:`MemberParallelStrategy` does; None: all members again."""
+        self._share = None if members is None else MemberShare(self.network, members, data_parallel_size)
+
+    @property
+    def trained_network(self) -> EnsembleNetwork:
+        """The members that this process trains: all of them, or its share under :class:`MemberParallelStrategy`."""
+        return self.network if self._share is None else self._share.network
+
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
-        """Sum of the members' losses."""
+        """Sum of the losses of the members that this process trains."""
+        if self._share is None:
+            return self._loss_of_trained(x, y, batch)
+        with self._share.training(self.seed, self.global_step, self.device):
+            return self._loss_of_trained(x, y, batch)
+
+    def _loss_of_trained(self, x: Any, y: Tensor, batch: Any) -> Tensor:
+        network, share = self.trained_network, self._share
         targets = self.targets(y, batch, torch.arange(self.network.num_indices))
+
+        def total(output: Tensor) -> Tensor:
+            if share is None:
+                return self.index_losses(output, targets).sum()
+            return self.index_losses(share.among_all(output), targets)[share.members].sum()
+
         if self.adversary is None:
-            return self.regularized(self.index_losses(self.network(x), targets).sum(), x)
+            return self.regularized(total(network(x)), x)
         loss = self.adversary.loss(
-            lambda xs: self.index_losses(self.network.forward_each(xs), targets).sum(),
+            lambda xs: total(network.forward_each(xs)),
             x,
-            list(self.network.parameters()),
-            copies=self.network.num_indices,
+            list(network.parameters()),
+            copies=network.num_indices,
             scaler=self.gradient_scaler,
-            second_pass=held_buffers(self.network),
+            second_pass=held_buffers(network),
         )
         return self.regularized(loss, x)
 
+    def regularized(self, loss: Tensor, x: Any) -> Tensor:
+        """The training loss plus the ``regularizer`` of the members that this process trains, if there is one."""
+        return loss if self.regularizer is None else loss + self.regularizer(self.trained_network, x)
+
     def reported_loss(self, loss: Tensor) -> Tensor:
-        """Mean of the members' losses."""
-        return loss / self.network.num_indices
+        """Mean of the members' losses; of all processes' members, a collective under :class:`MemberParallelStrategy`."""
+        return loss / self.network.num_indices if self._share is None else self._share.mean_loss(loss)
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights from ``data_noise`` and ``bootstrap``, whose weights are multiplied."""
@@ -339,7 +367,9 @@ class EnsembleModule(UncertaintyModule):
 
     def optimized_parameters(self) -> list[Any]:
         """One parameter group per member, or one group of stacked parameters."""
-        groups = [[p for p in group if p.requires_grad] for group in self.network.parameter_groups()]
+        # Members that other processes train keep their groups in a loop, so that schedulers see the same groups everywhere.
+        network = self.trained_network if self.network.is_stacked else self.network
+        groups = [[p for p in group if p.requires_grad] for group in network.parameter_groups()]
         return [{"params": group} for group in groups if group]
 
     def configure_gradient_clipping(
@@ -356,7 +386,7 @@ class EnsembleModule(UncertaintyModule):
                 f"{type(optimizer).__name__} unscales gradients inside its own step, which is after clipping. Remove "
                 "`fused=True` or `gradient_clip_val`."
             )
-        self.network.clip_gradients_per_member(gradient_clip_val, gradient_clip_algorithm or "norm")
+        self.trained_network.clip_gradients_per_member(gradient_clip_val, gradient_clip_algorithm or "norm")
 
     # ------------------------------------------------------------------ checkpoint
 

@@ -125,7 +125,7 @@ class EnsembleNetwork(EpistemicNetwork):
                 "Build a new ensemble of the changed networks, or change all members by the ensemble's own methods, such "
                 "as `requires_grad_` and `to`."
             )
-        own = self._tensors_of_member(i)
+        own = self.member_tensors(i)
         with torch.no_grad():
             for name, tensor in named_tensors(module):
                 own[name].copy_(tensor)
@@ -133,12 +133,24 @@ class EnsembleNetwork(EpistemicNetwork):
     def _copy_of_member(self, i: int) -> nn.Module:
         return copy.deepcopy(self.members[i])
 
-    def _tensors_of_member(self, i: int) -> dict[str, Tensor]:
+    def member_tensors(self, i: int) -> dict[str, Tensor]:
+        """The parameters and buffers of member ``i`` under its own names, on the ensemble's storage: a change in place changes the member."""
         return dict(named_tensors(self.members[i]))
 
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
         """The ``state_dict()`` of member ``i``, under its own names."""
         return self.members[self._check_member(i)].state_dict()
+
+    def share(self, members: range) -> "EnsembleNetwork":
+        """A network of these consecutive members alone, on the same storage: a change of one network's values is a change of the other's.
+
+        Example:
+            >>> network = EnsembleNetwork([nn.Linear(2, 3) for _ in range(4)])
+            >>> share = network.share(range(1, 3))
+            >>> share.num_indices, share.members[0] is network.members[1]
+            (2, True)
+        """
+        return EnsembleNetwork(self.members[members.start : members.stop], self.read_output)
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """The parameters: one list per member, or one list of stacked parameters [M, ...] if ``is_stacked``."""

@@ -13,6 +13,7 @@ from lightning_uq.networks.ensemble.alike import check_alike, named_tensors, ske
 from lightning_uq.networks.ensemble.checks import check_algorithm
 from lightning_uq.networks.ensemble.lift import lift
 from lightning_uq.networks.ensemble.loop import EnsembleNetwork
+from lightning_uq.networks.indexers import EnsembleIndexer
 from lightning_uq.networks.priors.members import trained_part
 
 _CACHED_NUMBERS = 1 << 18
@@ -129,7 +130,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return max(1, _CACHED_NUMBERS // max(1, rows * widest))
 
     def _copy_of_member(self, i: int) -> nn.Module:
-        own = self._tensors_of_member(i)
+        own = self.member_tensors(i)
         return self._member_with(
             {name: row.detach().clone(memory_format=torch.contiguous_format) for name, row in own.items()}
         )
@@ -144,7 +145,8 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             setattr(owner, last, nn.Parameter(row.detach(), stacked[name].requires_grad) if is_parameter else row)
         return network
 
-    def _tensors_of_member(self, i: int) -> dict[str, Tensor]:
+    def member_tensors(self, i: int) -> dict[str, Tensor]:
+        """See :meth:`EnsembleNetwork.member_tensors`; these are rows of the stacked tensors."""
         return {name: tensor[i] for name, tensor in self._tensors().items()}
 
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
@@ -165,10 +167,22 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     def feature_networks(self) -> list[nn.Module]:
         """Members [M] that view rows of the stacked tensors without copies; for a member with a random prior, the trained part."""
-        return [trained_part(self._member_with(self._tensors_of_member(i))) for i in range(self.num_indices)]
+        return [trained_part(self._member_with(self.member_tensors(i))) for i in range(self.num_indices)]
 
     def _all_modules(self) -> Iterable[nn.Module]:
         return self._skeleton().modules()
+
+    def share(self, members: range) -> EnsembleNetwork:
+        """These consecutive members alone; their parameters are rows of this network's, but leaves with gradients of their own."""
+        rows = slice(members.start, members.stop)
+        own = copy.copy(self)
+        own.indexer = EnsembleIndexer(len(members))
+        own._parameters = {
+            key: None if p is None else nn.Parameter(p.detach()[rows], requires_grad=p.requires_grad)
+            for key, p in self._parameters.items()
+        }
+        own._buffers = {key: None if b is None else b[rows] for key, b in self._buffers.items()}
+        return own
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """One list of the stacked parameters [M, ...]."""

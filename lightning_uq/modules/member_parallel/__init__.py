@@ -1,0 +1,1 @@
+"""The members of an ensemble over the processes of a training."""

@@ -1,0 +1,64 @@
+"""The part of an ensemble that one process trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed
+
+from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.running.streams import RandomStream
+
+
+class MemberShare:
+    """The members that this process trains, on the storage of the whole ensemble.
+
+    Args:
+        whole: The network of all members.
+        members: The numbers of this process's members.
+        data_parallel_size: The number of processes that train these members.
+
+    Attributes:
+        network: The network of this process's members.
+        members: Their numbers, as a slice.
+    """
+
+    def __init__(self, whole: EnsembleNetwork, members: range, data_parallel_size: int) -> None:
+        self.network = whole.share(members)
+        self.members = slice(members.start, members.stop)
+        self._num_members = whole.num_indices
+        self._data_parallel_size = data_parallel_size
+        self._stream: RandomStream | None = None
+
+    @contextmanager
+    def training(self, seed: int, step: int, device: torch.device) -> Iterator[None]:
+        """A context for a training step. Dropout draws from a stream of this process, so that all processes still draw one data order.
+
+        Args:
+            seed: The ensemble's seed.
+            step: The number of steps so far; a resumed training starts a new stream.
+            device: The module's device.
+        """
+        self.network.training = True  # of stacked members, which are no submodules
+        if self._stream is None:
+            self._stream = RandomStream(
+                member_seed(member_seed(seed, self._num_members + distributed.get_rank()), step)
+            )
+        with self._stream.active(device):
+            yield
+
+    def among_all(self, output: Tensor) -> Tensor:
+        """Outputs [m, B, ...] of this process's members among zeros [M, B, ...].
+
+        The last elements of a tensor may round differently from the others, so the losses are computed on a tensor of the size that
+        one process would use.
+        """
+        outputs = output.new_zeros(self._num_members, *output.shape[1:])
+        return torch.cat([outputs[: self.members.start], output, outputs[self.members.stop :]])
+
+    def mean_loss(self, loss: Tensor) -> Tensor:
+        """The mean loss over all members, from the sum over this process's members. A collective of one number."""
+        mean = loss / (self._num_members * self._data_parallel_size)
+        distributed.all_reduce(mean)
+        return mean

@@ -1,0 +1,261 @@
+"""Members over ranks: each process trains its own members, without any traffic of gradients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
+
+from lightning_uq._lightning import keep_training_sampler, split_training_sampler
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.validation import check_integer
+from lightning_uq.losses.index import takes_indices
+from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.member_parallel.states import joined, narrowed, own_entries
+from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.running.averages import averaged_copies
+
+
+class MemberParallelStrategy(DDPStrategy):
+    """Train an ensemble's members on different processes: W processes train M members about W times as fast as one.
+
+    Every process holds all members, reads all rows, and trains its own share of the members: members 0 and 1 on the first of two processes, and
+    2 and 3 on the second. No gradients are sent. Before each validation, checkpoint and end of an epoch, each process sends its members'
+    weights to the others. Validation, test and prediction then run as under DDP: all members on each process, with the rows split. A
+    checkpoint holds all members and their optimizer states; it resumes on any number of processes, and without this strategy.
+
+    Without random numbers in the networks, the weights and the optimizer's state are those of one process, if both get the same batches: to
+    shuffle, seed all processes alike (``seed_everything``). Members of a loop are bitwise equal; stacked ones up to rounding. Dropout draws from a
+    stream of each process.
+
+    Args:
+        data_parallel_size: D. Groups of D processes train the same members on different rows, and average their gradients within the group.
+        kwargs: Arguments of Lightning's ``DDPStrategy``, such as ``process_group_backend``.
+
+    Attributes:
+        mesh: The processes [groups, D]; None before the training.
+
+    Raises:
+        InputError: The number of processes is not a multiple of D, or there are more groups than members. Raised before the training.
+        UnsupportedError: The model is not an :class:`EnsembleModule` of plain networks, the precision scales the loss (``16-mixed``),
+            or BatchNorm is synchronized. Raised before the training.
+
+    Example:
+        >>> trainer = Trainer(accelerator="cpu", devices=2, strategy=MemberParallelStrategy(), logger=False)
+        >>> trainer.strategy.data_parallel_size
+        1
+    """
+
+    def __init__(self, data_parallel_size: int = 1, **kwargs: Any) -> None:
+        check_integer("data_parallel_size", data_parallel_size, 1)
+        super().__init__(**kwargs)
+        self.data_parallel_size = data_parallel_size
+        self.mesh: DeviceMesh | None = None
+        self._trainer: Trainer | None = None
+        self._is_ahead = False  # whether this process's members were trained since the others received them
+
+    # ------------------------------------------------------------------ the share of this process
+
+    @property
+    def shares(self) -> list[range]:
+        """The members of each group of processes: consecutive ones, and equally many up to one."""
+        members = range(self._ensemble.network.num_indices)
+        parts = torch.arange(len(members)).tensor_split(self._num_groups)
+        return [members[int(part[0]) : int(part[-1]) + 1] for part in parts]
+
+    @property
+    def _num_groups(self) -> int:
+        return int(self.world_size) // self.data_parallel_size
+
+    @property
+    def _own_members(self) -> range:
+        return self.shares[self.global_rank // self.data_parallel_size]
+
+    @property
+    def _ensemble(self) -> EnsembleModule:
+        module = self.lightning_module
+        if not isinstance(module, EnsembleModule):
+            raise UnsupportedError(
+                f"MemberParallelStrategy trains the members of an EnsembleModule, but the model is a {type(module).__name__}. Use "
+                "strategy='ddp'."
+            )
+        return module
+
+    def _check(self) -> None:
+        ensemble, size = self._ensemble, self.data_parallel_size
+        if ensemble.members is not None:
+            raise UnsupportedError(
+                "MemberParallelStrategy trains plain networks, but the members are LightningModules "
+                f"({type(ensemble.members.modules[0]).__name__}). Use strategy='ddp', or let the factory return the network alone."
+            )
+        if ensemble.loss is not None and takes_indices(ensemble.loss):
+            raise UnsupportedError(
+                f"MemberParallelStrategy needs a loss of a single member, but `loss` is computed over all members together "
+                f"({ensemble.loss!r}). Use strategy='ddp'."
+            )
+        if self.world_size % size:
+            raise InputError(f"{self.world_size} processes cannot be split into groups of data_parallel_size={size}.")
+        if self._num_groups > ensemble.network.num_indices:
+            raise InputError(
+                f"{self._num_groups} groups of processes cannot share {ensemble.network.num_indices} members. Use fewer devices, or "
+                f"data_parallel_size={-(-self.world_size // ensemble.network.num_indices)} or more."
+            )
+        if getattr(self.precision_plugin, "scaler", None) is not None:
+            raise UnsupportedError(
+                "MemberParallelStrategy does not support precision='16-mixed', where one member's overflow skips the step of all. Use "
+                "'bf16-mixed'."
+            )
+        if self._layer_sync is not None:
+            raise UnsupportedError(
+                "`sync_batchnorm=True` would mix the statistics of different members. Remove it under MemberParallelStrategy."
+            )
+
+    # ------------------------------------------------------------------ start and end of a training
+
+    def setup(self, trainer: Trainer) -> None:
+        """Refuse trainings that cannot be split, and leave the order of the rows to the training loader."""
+        self._trainer = trainer
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._check()
+            if self.data_parallel_size == 1:
+                keep_training_sampler(trainer)
+            trainer.callbacks = [SendMembers(self), *trainer.callbacks]  # type: ignore[attr-defined]  # set by a connector
+        super().setup(trainer)
+
+    def configure_ddp(self) -> None:
+        """Give the ensemble its share of the members; no wrapper sends gradients."""
+        ensemble = self._ensemble
+        self.mesh = init_device_mesh(
+            self.root_device.type, (self._num_groups, self.data_parallel_size), mesh_dim_names=("members", "rows")
+        )
+        send([*ensemble.parameters(), *ensemble.buffers()], 0)
+        ensemble.train_members(self._own_members, data_parallel_size=self.data_parallel_size)
+        self._is_ahead = False
+
+    def teardown(self) -> None:
+        """Give the ensemble all members back."""
+        module, trainer = self.lightning_module, self._trainer
+        if isinstance(module, EnsembleModule):
+            module.train_members(None)
+        if trainer is not None:
+            split_training_sampler(trainer)
+            trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, SendMembers)]  # type: ignore[attr-defined]
+        super().teardown()
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """The split of the rows: over the processes of a group in training, over all processes in evaluations."""
+        if self._trainer is not None and self._trainer.training:
+            size = self.data_parallel_size
+            return {"num_replicas": size, "rank": self.global_rank % size}
+        return super().distributed_sampler_kwargs
+
+    # ------------------------------------------------------------------ training
+
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: LightningModule | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Step this process's members, after averaging their gradients within the group."""
+        self._is_ahead = True
+
+        def averaging() -> Any:
+            result = closure()
+            self._average_gradients()
+            return result
+
+        return super().optimizer_step(
+            optimizer, closure if self.data_parallel_size == 1 else averaging, model, **kwargs
+        )
+
+    def _average_gradients(self) -> None:
+        assert self.mesh is not None
+        group = self.mesh["rows"].get_group()
+        for parameter in self._ensemble.trained_network.parameters():
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad.div_(self.data_parallel_size), group=group)
+
+    def send_members(self) -> None:
+        """Send the trained values of each process's members to all others, those of averaged weights as well. A collective."""
+        if not self._is_ahead or self._trainer is None:
+            return
+        self._is_ahead = False
+        for module in (self._ensemble, *averaged_copies(self._trainer)):
+            network: EnsembleNetwork = module.network  # type: ignore[assignment]
+            for group, members in enumerate(self.shares):
+                tensors = [tensor for i in members for tensor in network.member_tensors(i).values()]
+                send(tensors, group * self.data_parallel_size)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The state of all members. A collective."""
+        self.send_members()
+        return super().lightning_module_state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of all members on rank 0, as one process would have it. A collective."""
+        state, ensemble = super().optimizer_state(optimizer), self._ensemble
+        own = own_entries(getattr(optimizer, "optimizer", optimizer), ensemble.trained_network)
+        gathered: list[Any] = [None] * self.world_size
+        distributed.gather_object(own, gathered if self.is_global_zero else None)
+        if not self.is_global_zero:
+            return state
+        shares = gathered[:: self.data_parallel_size]
+        return {**state, "state": joined(shares, is_stacked=ensemble.network.is_stacked)}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load this process's part of the state of all members."""
+        network = self._ensemble.network
+        if network.is_stacked:
+            states = [narrowed(s, self._own_members, network.num_indices) for s in checkpoint["optimizer_states"]]
+            checkpoint = {**checkpoint, "optimizer_states": states}
+        super().load_optimizer_state_dict(checkpoint)
+
+
+class SendMembers(Callback):
+    """Stands before all other callbacks, so that they see all members as trained.
+
+    Args:
+        strategy: The strategy of the training.
+    """
+
+    def __init__(self, strategy: MemberParallelStrategy) -> None:
+        self.strategy = strategy
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send the members."""
+        self.strategy.send_members()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send the members."""
+        self.strategy.send_members()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send the members."""
+        self.strategy.send_members()
+
+
+@torch.no_grad()
+def send(tensors: Sequence[Tensor], source: int) -> None:
+    """Copy the values of tensors from one rank to all others, bit for bit, in one message. A collective.
+
+    Args:
+        tensors: The tensors, which have the same shapes on all ranks; they are written in place.
+        source: The rank that sends.
+    """
+    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    message = torch.cat(parts)
+    distributed.broadcast(message, source)
+    if distributed.get_rank() == source:
+        return
+    for tensor, part in zip(tensors, torch.split(message, [len(part) for part in parts]), strict=True):
+        tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # a clone, since the slice may not be aligned

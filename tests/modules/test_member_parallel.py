@@ -1,0 +1,342 @@
+"""MemberParallelStrategy: the same weights, optimizer states and checkpoints as one process, without any traffic of gradients."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_uq import DeterministicModule, EnsembleModule, InputError, MemberParallelStrategy, UnsupportedError
+from lightning_uq.losses import JointLoss
+from lightning_uq.modules.member_parallel.states import narrowed
+from lightning_uq.networks.ensemble import EnsembleNetwork, StackedEnsembleNetwork
+
+COMMON = """
+import json, os, sys
+from functools import partial
+from pathlib import Path
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from torch import distributed, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from lightning_uq import EnsembleModule, FitGMM, Indexed, MemberParallelStrategy, TemperatureScaling
+
+RANK = int(os.environ.get("LOCAL_RANK", 0))
+FOLDER = Path(out).parent
+generator = torch.Generator().manual_seed(5)
+x, y = torch.randn(53, 4, generator=generator), torch.randint(3, (53,), generator=generator)
+DATA = TensorDataset(x, y)
+sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2)
+adam = partial(torch.optim.AdamW, lr=1e-2)
+step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def normalized():
+    return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Traffic(Callback):
+    '''Counts the bytes that leave this process during the training steps.'''
+
+    def __init__(self):
+        self.bytes, self.steps, self.calls = 0, 0, {}
+
+    def on_train_batch_start(self, trainer, *_):
+        assert type(trainer.strategy.model) is EnsembleModule  # DistributedDataParallel would send gradients that no Python sees
+        for name in ("all_reduce", "broadcast", "all_gather", "all_gather_object", "broadcast_object_list", "barrier"):
+            self.calls[name] = getattr(distributed, name)
+            setattr(distributed, name, partial(self.count, name))
+
+    def count(self, name, *arguments, **kwargs):
+        first = arguments[0] if arguments else None
+        self.bytes += first.numel() * first.element_size() if isinstance(first, torch.Tensor) else 10**9
+        return self.calls[name](*arguments, **kwargs)
+
+    def on_train_batch_end(self, *_):
+        self.steps += 1
+        for name, call in self.calls.items():
+            setattr(distributed, name, call)
+
+
+def trainer_for(name, devices, *, strategy=None, epochs=3, callbacks=(), **options):
+    return Trainer(
+        accelerator="cpu", devices=devices, strategy=(strategy or MemberParallelStrategy()) if devices > 1 else "auto",
+        logger=False, max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5,
+        callbacks=[ModelCheckpoint(FOLDER / f"{name}-{devices}", save_last=True, monitor="val_nll"), *callbacks], **options,
+    )
+
+
+def run(name, network, devices, *, data=DATA, callbacks=(), epochs=3, ckpt=None, trainer=None, **kwargs):
+    seed_everything(1, verbose=False)
+    module = EnsembleModule(network, num_members=5, **{"seed": 0, "execution": "loop", **kwargs})
+    trainer = trainer or trainer_for(name, devices, epochs=epochs, callbacks=callbacks)
+    trainer.fit(module, DataLoader(data, 8, shuffle=True), DataLoader(DATA, 8), ckpt_path=ckpt)
+    return module, trainer
+
+
+def content(name, devices):
+    '''What a checkpoint holds, apart from counters and paths.'''
+    saved = torch.load(FOLDER / f"{name}-{devices}" / "last.ckpt", weights_only=True)
+    parts = {key: saved[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "ensemble")
+             if key in saved}
+    return parts | {"average": saved.get("current_model_state")}
+
+
+def flat(value, path=""):
+    if isinstance(value, dict):
+        return {key: one for name, part in value.items() for key, one in flat(part, f"{path}/{name}").items()}
+    if isinstance(value, (list, tuple)):
+        return flat(dict(enumerate(value)), path)
+    return {path: value.double().flatten().tolist() if isinstance(value, torch.Tensor) else value}
+"""
+
+CHECKPOINTS = (
+    COMMON
+    + """
+results = {}
+for name, network, options in [
+    ("sgd", mlp, {"optimizer": sgd}),
+    ("adam", normalized, {"optimizer": adam, "lr_scheduler": step_lr}),
+    ("adversarial", mlp, {"optimizer": adam, "adversarial_epsilon": 0.01, "bootstrap": "poisson", "data": Indexed(DATA)}),
+    ("stacked", normalized, {"optimizer": adam, "lr_scheduler": step_lr, "execution": "stacked"}),
+    ("vmap", mlp, {"optimizer": sgd, "execution": "vmap"}),
+]:
+    traffic = Traffic()
+    callbacks = [EMAWeightAveraging(decay=0.9)] if name in ("adam", "stacked") else []
+    module, trainer = run(name, network, DEVICES, callbacks=[*callbacks, traffic], **options)
+    results[name] = {"saved": flat(content(name, DEVICES)), "bytes": traffic.bytes / traffic.steps}
+    results[name]["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    results[name]["weights"] = torch.cat([p.detach().flatten() for p in module.network.parameters()]).tolist()
+# A training of two epochs that another number of processes continues.
+run("begun", normalized, DEVICES, epochs=2, optimizer=adam, lr_scheduler=step_lr)
+if RANK == 0:
+    json.dump(results, open(out, "w"))
+"""
+)
+
+
+def check_close(found, expected, name, rel=1e-4):
+    """Tensors, as lists, up to rounding; everything else exactly."""
+    assert found.keys() == expected.keys(), name
+    for key, value in expected.items():
+        close = pytest.approx(value, rel=rel, abs=1e-5) if isinstance(value, list) else value
+        assert found[key] == close, (name, key)
+
+
+def test_checkpoints_are_those_of_one_process(run_script, tmp_path):
+    one, two, three = (run_script(CHECKPOINTS.replace("DEVICES", str(n)), timeout=300) for n in (1, 2, 3))
+    for found in (two, three):
+        for name, expected in one.items():
+            mine = found[name]
+            if name in ("stacked", "vmap"):  # products of fewer members round differently
+                check_close(mine["saved"], expected["saved"], name)
+            else:
+                assert mine["saved"] == expected["saved"], name
+            assert mine["weights"] == pytest.approx(expected["weights"], rel=1e-4, abs=1e-5), name
+            assert mine["metrics"] == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6), name
+            # The only traffic of a step is the mean of the reported loss.
+            assert mine["bytes"] == 4, name
+    resumed = COMMON + (
+        "run('begun', normalized, DEVICES, epochs=3, optimizer=adam, lr_scheduler=step_lr, ckpt=FOLDER / 'begun-BEFORE' / 'last.ckpt')\n"
+        "json.dump(flat(content('begun', DEVICES)), open(out, 'w')) if RANK == 0 else None\n"
+    )
+    found = [
+        run_script(resumed.replace("DEVICES", str(devices)).replace("BEFORE", str(before)))
+        for devices, before in ((1, 2), (3, 2), (2, 1))
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_groups_average_their_gradients(run_script):
+    """Two groups of two processes end with the weights of one process that sees the same batches."""
+    code = (
+        COMMON
+        + """
+rows = TensorDataset(x[:48], y[:48])
+if DEVICES == 1:  # the rows of rank 0 and of rank 1, in the order of Lightning's sampler
+    order = [list(DistributedSampler(rows, 2, r, shuffle=False)) for r in (0, 1)]
+    rows = TensorDataset(*(t[torch.tensor([i for k in range(0, 24, 4) for one in order for i in one[k:k + 4]])] for t in rows.tensors))
+module = EnsembleModule(mlp, num_members=3, seed=0, execution="EXECUTION", optimizer=adam)
+trainer = trainer_for("groups", DEVICES, strategy=MemberParallelStrategy(data_parallel_size=2), accumulate_grad_batches=2)
+sampler = DistributedSampler(rows, 2, RANK % 2, shuffle=False) if DEVICES > 1 else None  # Lightning would shuffle
+trainer.fit(module, DataLoader(rows, 8 if DEVICES == 1 else 4, sampler=sampler), DataLoader(DATA, 8))
+if RANK == 0:
+    json.dump([flat(content("groups", DEVICES)), {k: float(v) for k, v in trainer.callback_metrics.items()}], open(out, "w"))
+"""
+    )
+    for execution in ("loop", "stacked"):
+        one, four = (run_script(code.replace("EXECUTION", execution).replace("DEVICES", str(n))) for n in (1, 4))
+        check_close(four[0], one[0], execution, rel=1e-3)
+        assert four[1] == pytest.approx(one[1], rel=1e-4)
+
+
+def test_callbacks_see_all_members_and_dropout_differs_by_process(run_script):
+    code = (
+        COMMON
+        + """
+class Noisy(nn.Module):
+    '''Keeps the last random number that it drew in training.'''
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp()
+        self.register_buffer("drawn", torch.zeros(()))
+    def forward(self, x):
+        if self.training:
+            self.drawn.fill_(torch.rand(()))
+        return self.inner(x)
+
+callbacks = [TemperatureScaling(weights="last"), FitGMM(weights="last"), EarlyStopping("train_loss", patience=0, min_delta=10.0)]
+module, trainer = run("fits", mlp, DEVICES, callbacks=callbacks, optimizer=adam, epochs=5)
+fitted = [callback.state_dict() for callback in callbacks[:2]]
+noisy, _ = run("noisy", Noisy, DEVICES, optimizer=adam, epochs=1)
+tested = trainer.test(module, DataLoader(DATA, 8), verbose=False)[0]
+if RANK == 0:
+    json.dump({
+        "fitted": {k: v for k, v in flat(fitted).items() if isinstance(v, list)}, "epochs": trainer.current_epoch, "tested": tested,
+        "drawn": [float(noisy.network.member(i).drawn) for i in range(5)],
+    }, open(out, "w"))
+"""
+    )
+    one, two = (run_script(code.replace("DEVICES", str(n))) for n in (1, 2))
+    assert one["epochs"] == two["epochs"] == 2
+    assert two["tested"] == pytest.approx(one["tested"], rel=1e-4)
+    assert len(set(two["drawn"])) == 5
+    check_close(two["fitted"], one["fitted"], "fitted")
+
+
+class Lit(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+LOADER = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(3, (8,))), 4)
+
+
+def fit(module, strategy, tmp_path, **options):
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        **options,
+    )
+    trainer.fit(module, LOADER)
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "options", "error", "message"),
+    [
+        (
+            lambda: DeterministicModule(nn.Linear(4, 3)),
+            1,
+            {},
+            UnsupportedError,
+            "an EnsembleModule, but the model is a Determin",
+        ),
+        (
+            lambda: EnsembleModule(Lit, num_members=2),
+            1,
+            {},
+            UnsupportedError,
+            r"the members are LightningModules \(Lit\)",
+        ),
+        (
+            lambda: EnsembleModule(lambda: nn.Linear(4, 3)),
+            2,
+            {},
+            InputError,
+            "1 processes cannot be split .* data_parallel_size=2",
+        ),
+        (
+            lambda: EnsembleModule(lambda: nn.Linear(4, 3), loss=JointLoss(tau=4)),
+            1,
+            {},
+            UnsupportedError,
+            "a loss of a single member",
+        ),
+        (
+            lambda: EnsembleModule(lambda: nn.Linear(4, 3)),
+            1,
+            {"sync_batchnorm": True},
+            UnsupportedError,
+            "sync_batchnorm",
+        ),
+    ],
+)
+def test_trainings_that_cannot_be_split_are_refused(module, size, options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        fit(module(), MemberParallelStrategy(data_parallel_size=size), tmp_path, **options)
+
+
+def test_more_groups_than_members_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(MemberParallelStrategy, "world_size", 6)
+    with pytest.raises(InputError, match=r"3 groups of processes cannot share 2 members.*data_parallel_size=3 or more"):
+        fit(EnsembleModule(lambda: nn.Linear(4, 3), num_members=2), MemberParallelStrategy(2), tmp_path)
+
+
+def test_data_parallel_size_is_checked():
+    with pytest.raises(InputError, match="data_parallel_size"):
+        MemberParallelStrategy(data_parallel_size=0)
+
+
+def test_a_fit_gives_everything_back(tmp_path):
+    module = EnsembleModule(lambda: nn.Linear(4, 3), num_members=3)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=MemberParallelStrategy(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        default_root_dir=tmp_path,
+    )
+    callbacks = list(trainer.callbacks)
+    trainer.fit(module, LOADER)
+    assert module.trained_network is module.network
+    assert trainer.callbacks == callbacks
+    assert trainer._accelerator_connector.use_distributed_sampler is True
+
+
+@pytest.mark.parametrize("kind", [EnsembleNetwork, StackedEnsembleNetwork])
+def test_a_share_lies_on_the_storage_of_the_whole(kind):
+    whole = kind([nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(4)]).eval()
+    share, x = whole.share(range(1, 3)), torch.randn(5, 4)
+    torch.testing.assert_close(share(x), whole(x)[1:3])
+    share.train()(x).sum().backward()
+    with torch.no_grad():
+        for p in share.parameters():
+            p += 1
+    assert all(p.grad is not None for p in share.parameters())
+    torch.testing.assert_close(share.eval()(x), whole.eval()(x)[1:3])
+    assert whole.member_tensors(0)["1.num_batches_tracked"] == 0
+    assert whole.member_tensors(1)["1.num_batches_tracked"] == 1
+
+
+def test_states_without_a_row_per_member_are_refused():
+    state = {"state": {0: {"step": torch.tensor(3.0), "moment": torch.zeros(7, 2)}}, "param_groups": []}
+    with pytest.raises(
+        UnsupportedError, match=r"one row for each of 4 stacked members, but 'moment' has shape \[7, 2\]"
+    ):
+        narrowed(state, range(2), 4)
