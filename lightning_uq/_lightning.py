@@ -219,3 +219,8 @@ def split_training_sampler(trainer: Trainer) -> None:
     connector: Any = trainer._accelerator_connector
     if isinstance(connector.use_distributed_sampler, _OutsideTraining):
         connector.use_distributed_sampler = True
+
+
+def synchronizes_batch_norm(strategy: Strategy) -> bool:
+    """Whether the Trainer was asked for ``sync_batchnorm=True``, which only the strategy keeps."""
+    return getattr(strategy, "_layer_sync", None) is not None

@@ -87,6 +87,23 @@ def test_launchers(make_trainer):
     assert _lightning.starts_processes(make_trainer(devices=2, strategy="ddp_spawn"))
 
 
+def test_the_training_sampler_can_be_kept(make_trainer):
+    trainer = make_trainer()
+    connector = trainer._accelerator_connector
+    _lightning.keep_training_sampler(trainer)
+    trainer.training = True
+    assert not connector.use_distributed_sampler
+    trainer.validating = True
+    assert connector.use_distributed_sampler
+    _lightning.split_training_sampler(trainer)
+    assert connector.use_distributed_sampler is True
+
+
+def test_synchronized_batch_norm_is_seen(make_trainer):
+    trainers = [make_trainer(devices=2, strategy="ddp", sync_batchnorm=given) for given in (False, True)]
+    assert [_lightning.synchronizes_batch_norm(trainer.strategy) for trainer in trainers] == [False, True]
+
+
 def test_keys_of_states():
     assert _lightning.state_key(Callback(), name="a") == "Callback{'name': 'a'}"
 

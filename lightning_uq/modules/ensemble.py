@@ -36,11 +36,11 @@ from lightning_uq.modules.member_files import (
     load_member_files,
     read_member_files,
 )
+from lightning_uq.modules.member_losses import sum_of_losses
 from lightning_uq.modules.member_parallel.share import MemberShare
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import InferredTask
@@ -293,31 +293,7 @@ class EnsembleModule(UncertaintyModule):
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Sum of the losses of the members that this process trains."""
-        if self._share is None:
-            return self._loss_of_trained(x, y, batch)
-        with self._share.training(self.seed, self.global_step, self.device):
-            return self._loss_of_trained(x, y, batch)
-
-    def _loss_of_trained(self, x: Any, y: Tensor, batch: Any) -> Tensor:
-        network, share = self.trained_network, self._share
-        targets = self.targets(y, batch, torch.arange(self.network.num_indices))
-
-        def total(output: Tensor) -> Tensor:
-            if share is None:
-                return self.index_losses(output, targets).sum()
-            return self.index_losses(share.among_all(output), targets)[share.members].sum()
-
-        if self.adversary is None:
-            return self.regularized(total(network(x)), x)
-        loss = self.adversary.loss(
-            lambda xs: total(network.forward_each(xs)),
-            x,
-            list(network.parameters()),
-            copies=network.num_indices,
-            scaler=self.gradient_scaler,
-            second_pass=held_buffers(network),
-        )
-        return self.regularized(loss, x)
+        return self.regularized(sum_of_losses(self, self._share, x, y, batch), x)
 
     def regularized(self, loss: Tensor, x: Any) -> Tensor:
         """The training loss plus the ``regularizer`` of the members that this process trains, if there is one."""

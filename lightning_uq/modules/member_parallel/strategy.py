@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from lightning_uq._lightning import keep_training_sampler, split_training_sampler
+from lightning_uq._lightning import keep_training_sampler, split_training_sampler, synchronizes_batch_norm
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.losses.index import takes_indices
@@ -56,7 +56,7 @@ class MemberParallelStrategy(DDPStrategy):
         super().__init__(**kwargs)
         self.data_parallel_size = data_parallel_size
         self.mesh: DeviceMesh | None = None
-        self._trainer: Trainer | None = None
+        self._fitting: Trainer | None = None
         self._is_ahead = False  # whether this process's members were trained since the others received them
 
     # ------------------------------------------------------------------ the share of this process
@@ -110,7 +110,7 @@ class MemberParallelStrategy(DDPStrategy):
                 "MemberParallelStrategy does not support precision='16-mixed', where one member's overflow skips the step of all. Use "
                 "'bf16-mixed'."
             )
-        if self._layer_sync is not None:
+        if synchronizes_batch_norm(self):
             raise UnsupportedError(
                 "`sync_batchnorm=True` would mix the statistics of different members. Remove it under MemberParallelStrategy."
             )
@@ -119,7 +119,7 @@ class MemberParallelStrategy(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Refuse trainings that cannot be split, and leave the order of the rows to the training loader."""
-        self._trainer = trainer
+        self._fitting = trainer
         if trainer.state.fn == TrainerFn.FITTING:
             self._check()
             if self.data_parallel_size == 1:
@@ -139,7 +139,7 @@ class MemberParallelStrategy(DDPStrategy):
 
     def teardown(self) -> None:
         """Give the ensemble all members back."""
-        module, trainer = self.lightning_module, self._trainer
+        module, trainer = self.lightning_module, self._fitting
         if isinstance(module, EnsembleModule):
             module.train_members(None)
         if trainer is not None:
@@ -150,7 +150,7 @@ class MemberParallelStrategy(DDPStrategy):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """The split of the rows: over the processes of a group in training, over all processes in evaluations."""
-        if self._trainer is not None and self._trainer.training:
+        if self._fitting is not None and self._fitting.training:
             size = self.data_parallel_size
             return {"num_replicas": size, "rank": self.global_rank % size}
         return super().distributed_sampler_kwargs
@@ -185,10 +185,10 @@ class MemberParallelStrategy(DDPStrategy):
 
     def send_members(self) -> None:
         """Send the trained values of each process's members to all others, those of averaged weights as well. A collective."""
-        if not self._is_ahead or self._trainer is None:
+        if not self._is_ahead or self._fitting is None:
             return
         self._is_ahead = False
-        for module in (self._ensemble, *averaged_copies(self._trainer)):
+        for module in (self._ensemble, *averaged_copies(self._fitting)):
             network: EnsembleNetwork = module.network  # type: ignore[assignment]
             for group, members in enumerate(self.shares):
                 tensors = [tensor for i in members for tensor in network.member_tensors(i).values()]
