@@ -18,7 +18,7 @@ from lightning_uq.functional.validation import check_integer
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.calling import has_forward, no_forward
-from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
+from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, SharedTrunkNetwork, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.members import NetworkWithPrior
@@ -165,6 +165,14 @@ def run_members(
     return build_ensemble(members, execution, output=output)
 
 
+def on_trunk(heads: EnsembleNetwork, trunk: nn.Module | Callable[[], nn.Module], seed: int) -> SharedTrunkNetwork:
+    """The heads on one trunk, which a factory builds under the seed of the member after the last."""
+    if isinstance(trunk, nn.Module):
+        return SharedTrunkNetwork(trunk, heads)
+    with RandomStream(member_seed(seed, heads.num_indices)).active():
+        return SharedTrunkNetwork(build_network(trunk, "trunk"), heads)
+
+
 def check_averaging(network: EnsembleNetwork, callbacks: Sequence[Callback]) -> None:
     """Raise an :class:`UnsupportedError` if a callback cannot average members that run at once."""
     kind = StochasticWeightAveraging
@@ -182,6 +190,8 @@ def check_arguments(**given: Any) -> None:
     check_factory(given["network"])
     if given["prior_network"] is not None:
         check_factory(given["prior_network"], "prior_network")
+    if given["trunk"] is not None and not callable(given["trunk"]):  # a network is callable as well
+        raise InputError(f"`trunk` must be a network or a factory of it, but it is {given['trunk']!r}.")
     check_integer("num_members", given["num_members"], 1)
     check_integer("seed", given["seed"], 0)
     for name in ("adversarial_epsilon", "prior_scale"):

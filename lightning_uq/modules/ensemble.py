@@ -23,6 +23,7 @@ from lightning_uq.modules.building import (
     check_arguments,
     check_averaging,
     ignore_same_start,
+    on_trunk,
     run_members,
 )
 from lightning_uq.modules.frozen import in_eval_mode
@@ -95,6 +96,8 @@ class EnsembleModule(UncertaintyModule):
         output: What a member's ``forward`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         seed: Seeds the members' initial weights, random streams and bootstrap; drawn from the global generator by default.
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
+        trunk: A network, or a factory of it, that all members share: it runs once, and ``network`` builds heads on its output. It is trained by
+            the mean of their losses. If none of its parameters requires a gradient, it is frozen and in eval mode.
         training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one parameter group per member, or with
             one group of stacked parameters. LightningModules bring their own optimizer and loss. ``bootstrap`` is a shortcut for a
             ``data_noise`` that this module seeds.
@@ -135,6 +138,7 @@ class EnsembleModule(UncertaintyModule):
         output: Output = "logits",
         seed: int | None = None,
         execution: Execution = "auto",
+        trunk: nn.Module | Factory | Callable[[], nn.Module] | None = None,
         **training: Any,
     ) -> None:
         seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
@@ -149,6 +153,7 @@ class EnsembleModule(UncertaintyModule):
             prior_network=prior_network,
             prior_scale=prior_scale,
             bootstrap=bootstrap,
+            trunk=trunk,
         )
         has_predict_fn = training_option(training, "predict_fn", None) is not None
         members, streams = build_members(
@@ -161,14 +166,15 @@ class EnsembleModule(UncertaintyModule):
         )
         lightning_members = [member for member in members if is_instance(member, LightningModule)]
         if lightning_members:
-            own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
+            own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap, "trunk": trunk}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
         if has_predict_fn and prior_network is not None:
             raise UnsupportedError(
                 "`prior_network` adds a network to what a member's `forward` returns, but `predict_fn` does not call it. Remove one of "
                 "them."
             )
-        super().__init__(run_members(members, execution, output, optimizer, has_predict_fn=has_predict_fn), **training)
+        whole = run_members(members, execution, output, optimizer, has_predict_fn=has_predict_fn)
+        super().__init__(whole if trunk is None else on_trunk(whole, trunk, seed), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)

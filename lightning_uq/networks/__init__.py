@@ -6,6 +6,7 @@ from lightning_uq.networks.categorical_regression import CategoricalRegressionNe
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import (
     EnsembleNetwork,
+    SharedTrunkNetwork,
     StackedEnsembleNetwork,
     VmapEnsembleNetwork,
     build_ensemble,
@@ -81,6 +82,7 @@ __all__ = [
     "ScaledGaussianIndexer",
     "ScaledNetwork",
     "SeedIndexer",
+    "SharedTrunkNetwork",
     "StackedEnsembleNetwork",
     "TabularNetwork",
     "VmapEnsembleNetwork",

@@ -32,7 +32,16 @@ def check_lightning_arguments(kind: str, **given: Any) -> None:
         given: The arguments of the ensemble.
     """
     given["optimizer"] = None if _is_plain_adam(given["optimizer"]) else given["optimizer"]
-    for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
+    for name in (
+        "optimizer",
+        "lr_scheduler",
+        "loss",
+        "prior_network",
+        "bootstrap",
+        "data_noise",
+        "regularizer",
+        "trunk",
+    ):
         if given.get(name) not in (None, "none"):
             raise InputError(
                 f"`{name}` must be left out if members are LightningModules, but it is {given[name]!r}. {kind} brings its own "
