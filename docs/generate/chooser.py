@@ -155,7 +155,7 @@ def page_table(page: Path) -> str:
 
 CAPTION = (
     "Costs are multiples of one network's. All numbers are those of `make demo`, means over three seeds. Bold: the best mean of all methods; "
-    "≈: it cannot be told from the best. AUROC is that of the score for out-of-distribution inputs."
+    "≈: it cannot be distinguished from the best. AUROC is that of the score for out-of-distribution inputs."
 )
 NUMBERS = (("digits", "NLL"), ("digits", "AUROC"), ("diabetes", "NLL"))
 

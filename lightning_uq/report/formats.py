@@ -20,7 +20,7 @@ def format_table(
     Args:
         rows: The rows.
         format: ``markdown``, ``latex`` or ``csv``.
-        tied: For each key the methods that cannot be told from the best; CSV, which holds numbers alone, ignores it.
+        tied: For each key the methods that cannot be distinguished from the best; CSV, which holds numbers alone, ignores it.
         columns: The columns; None: those of :func:`~lightning_uq.report.table.shown_columns`.
 
     Raises:
@@ -48,7 +48,7 @@ def markdown_table(rows: Sequence[Row], tied: Tied | None = None, columns: Seque
         | a | **0.200** |
         | b | 0.300 ≈ |
         <BLANKLINE>
-        Bold: best mean. ≈: cannot be told from the best.
+        Bold: best mean. ≈: cannot be distinguished from the best.
     """
     columns = shown_columns(rows) if columns is None else columns
     marked = marks(rows, columns, tied)
@@ -63,7 +63,7 @@ def markdown_table(rows: Sequence[Row], tied: Tied | None = None, columns: Seque
             cells.append(" ".join(part for part in (mean, error, "≈" if mark == "tied" else "") if part))
         lines.append(f"| {_markdown(row['method'])} | " + " | ".join(cells) + " |")
     if "tied" in marked.values():
-        lines += ["", "Bold: best mean. ≈: cannot be told from the best."]
+        lines += ["", "Bold: best mean. ≈: cannot be distinguished from the best."]
     return "\n".join(lines)
 
 
@@ -87,7 +87,7 @@ def latex_table(rows: Sequence[Row], tied: Tied | None = None, columns: Sequence
     header = ["Method", *(_latex(column.label) + arrows[column.better] for column in columns)]
     lines = [r"% Needs \usepackage{booktabs}."]
     if "tied" in marked.values():
-        lines.append(r"% Bold: best mean. $\approx$: cannot be told from the best.")
+        lines.append(r"% Bold: best mean. $\approx$: cannot be distinguished from the best.")
     lines += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
     for row in rows:
         cells = [_latex(row["method"])]

@@ -63,7 +63,7 @@ class Report:
         introduction: Paragraphs before the table.
         rows: The table's rows, as in ``results.json``; a page without rows has no table.
         columns: The table's columns; None: those of :func:`~lightning_uq.report.shown_columns`.
-        tied: For each key the methods that cannot be told from the best; None: unknown, and nothing is marked.
+        tied: For each key the methods that cannot be distinguished from the best; None: unknown, and nothing is marked.
         intervals: For each key a note on a method's value, such as ``+0.012 [0.003, 0.021] to softmax``.
         methods: For each method what it is in one line, and a link to its source or None.
         notes: Caveats, shown below the table.

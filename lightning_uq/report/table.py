@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 """``{"method": name, key: {"mean": value, "se": value or None}, ...}``; a key that does not apply is absent."""
 
 Tied = Mapping[str, Collection[str] | None]
-"""For each key the methods that cannot be told from the best one; None: unknown."""
+"""For each key the methods that cannot be distinguished from the best one; None: unknown."""
 
 Mark = Literal["best", "tied"]
 
@@ -182,7 +182,7 @@ def marks(rows: Sequence[Row], columns: Sequence[Column], tied: Tied | None = No
     Args:
         rows: The rows.
         columns: The columns.
-        tied: For each key the methods that cannot be told from the best, or None where that is unknown.
+        tied: For each key the methods that cannot be distinguished from the best, or None where that is unknown.
 
     Returns:
         ``"best"`` for the best mean, ``"tied"`` for the other methods of ``tied``. A column with ``better=None`` has neither.

@@ -26,7 +26,7 @@ def print_table(
         rows: The rows.
         console: Where to print.
         title: Stands above the table.
-        tied: For each key the methods that cannot be told from the best; they are marked with ``*``. The best means are bold; where the console
+        tied: For each key the methods that cannot be distinguished from the best; they are marked with ``*``. The best means are bold; where the console
             has no bold type, as a pipe has none, they are marked with ``•``.
         columns: The columns; None: those of :func:`~lightning_uq.report.table.shown_columns`.
 
@@ -61,7 +61,7 @@ def print_table(
     for part in tables:
         console.print(make_table(rows, part, title, tied, best_sign=sign))
     found = set(marks(rows, shown, tied).values())
-    legend = {"best": f"{sign or 'bold'}: best mean", "tied": "*: cannot be told from the best"}
+    legend = {"best": f"{sign or 'bold'}: best mean", "tied": "*: cannot be distinguished from the best"}
     if found:
         console.print("; ".join(text for mark, text in legend.items() if mark in found), highlight=False)
 

@@ -48,7 +48,7 @@ def test_every_method_runs(module: ModuleType, monkeypatch: pytest.MonkeyPatch):
     for method, values in found.items():
         assert values["nll"] > 0
         for score in module.scores(method):
-            # Images that are the test set's cannot be told from them.
+            # Images that are the test set's cannot be distinguished from them.
             assert values[f"notmnist/{score}"]["auroc"] == pytest.approx(0.5, abs=1e-6), (method, score)
             assert 0 <= values[f"fashion/{score}"]["auroc"] <= 1
     assert module.own_score("Re-EDL") == "vacuity"

@@ -40,23 +40,23 @@ HERE = "for the networks trained here (3 seeds; 5 would cover retraining), "
         (
             {"ensemble": 0.2},
             {"softmax": TIED},
-            "no method stands out on digits: ensemble has the best mean (0.200; softmax 0.400), but softmax cannot be told from it.",
+            "no method stands out on digits: ensemble has the best mean (0.200; softmax 0.400), but softmax cannot be distinguished from it.",
         ),
         ({"a": 0.2}, {"b": WORSE, "softmax": WORSE}, "a is best on digits (0.200; softmax 0.400); both others are worse."),
         (
             {"a": 0.2},
             {"b": TIED, "softmax": TIED},
-            "no method stands out on digits: a has the best mean (0.200; softmax 0.400), but neither b nor softmax can be told from it.",
+            "no method stands out on digits: a has the best mean (0.200; softmax 0.400), but neither b nor softmax can be distinguished from it.",
         ),
         (
             {"a": -0.5},
             dict.fromkeys("bcdefg", TIED) | {"softmax": WORSE},  # better than the baseline
-            "a is best on digits (−0.500; softmax 0.400); b, c, d and 3 others cannot be told from it.",
+            "a is best on digits (−0.500; softmax 0.400); b, c, d and 3 others cannot be distinguished from it.",
         ),
         (
             {"a": 0.2},
             {"softmax": TIED, "b": TIED, **dict.fromkeys("cde", WORSE)},  # better than most
-            "a is best on digits (0.200; softmax 0.400); softmax and b cannot be told from it.",
+            "a is best on digits (0.200; softmax 0.400); softmax and b cannot be distinguished from it.",
         ),
         (
             {"a": 0.2},
@@ -170,7 +170,7 @@ def test_methods_without_any_difference_in_value_need_not_have_the_same_values()
     """Two detectors that both are perfect have a difference of exactly 0, and other scores."""
     table = rows(a=0.2, softmax=0.4)
     perfect = found("a", {"softmax": EQUAL}) | {"same": []}
-    assert verdict(table, {"nll": perfect})[0].endswith("but softmax cannot be told from it.")
+    assert verdict(table, {"nll": perfect})[0].endswith("but softmax cannot be distinguished from it.")
 
 
 def test_few_rows_are_named():

@@ -84,7 +84,7 @@ def address(tmp_path_factory):
     svgs = {caption: to_svg(figure) for caption, figure in figures().items()}
     report = Report(
         title="Uncertainty methods compared on digits",
-        verdict=["ensemble has the lowest NLL; dropout cannot be told from it.", "This holds for 3 seeds."],
+        verdict=["ensemble has the lowest NLL; dropout cannot be distinguished from it.", "This holds for 3 seeds."],
         introduction=["14 methods on digits: 862 training and 288 test samples."],
         rows=rows,
         tied={"nll": {"softmax", "dropout"}, "accuracy": {"softmax", "energy"}},

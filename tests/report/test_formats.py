@@ -24,7 +24,7 @@ def test_markdown_marks_ties_and_says_so():
         "| b_% | 0.910 ±0.020 ≈ | - |",
         "| c | - | 1.250 ±0.500 |",
         "",
-        "Bold: best mean. ≈: cannot be told from the best.",
+        "Bold: best mean. ≈: cannot be distinguished from the best.",
     ]
     assert "≈" not in markdown_table(ROWS)
 
@@ -42,7 +42,7 @@ def test_latex_has_one_cell_per_column_and_marks():
     start = lines.index(r"\begin{tabular}{lrr}")
     assert lines[:start] == [
         r"% Needs \usepackage{booktabs}.",
-        r"% Bold: best mean. $\approx$: cannot be told from the best.",
+        r"% Bold: best mean. $\approx$: cannot be distinguished from the best.",
     ]
     assert lines[start + 1 :] == [
         r"\toprule",

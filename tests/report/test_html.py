@@ -106,8 +106,8 @@ def test_the_best_and_its_ties_are_marked():
         if {"best", "tied"} & set(attributes["class"].split())
     }
     assert marked == {("Acc.", "0.95"): "best", ("Acc.", "0.94"): "tied"}  # NLL has one value, coverage no best
-    assert "cannot be told from the best" in make()
-    assert "cannot be told from the best" not in make(tied={})
+    assert "cannot be distinguished from the best" in make()
+    assert "cannot be distinguished from the best" not in make(tied={})
 
 
 def test_cells_have_what_sorting_and_cards_need():

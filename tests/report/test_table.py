@@ -184,7 +184,7 @@ def test_a_tied_method_without_a_row_is_refused():
 def test_the_terminal_marks_ties_and_keeps_the_digits_aligned():
     rows = [row("a", nll=(0.2, 0.01)), row("b", nll=(0.3, 0.01)), row("c", nll=(0.9, 0.01))]
     lines = printed(rows, 60, tied={"nll": {"a", "b"}}).splitlines()
-    assert lines[-1] == "•: best mean; *: cannot be told from the best"
+    assert lines[-1] == "•: best mean; *: cannot be distinguished from the best"
     assert "•0.200" in lines[2]
     assert "*0.300" in lines[4]
     assert len({line.index("0.") for line in lines[2:-1] if line[0] in "abc"}) == 1

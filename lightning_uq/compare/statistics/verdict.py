@@ -124,12 +124,16 @@ def _best(
         are = {1: f"{others[0]} is", 2: "both others are"}.get(len(worse), f"all {len(worse)} others are")
         sentence = f"{by}{best}{own} {_best_phrase(column)} on {data} ({value}{against}); {are} worse."
     elif stands_out:
-        sentence = f"{by}{best}{own} {_best_phrase(column)} on {data} ({value}{against}); {listed(tied)} cannot be told from it{take}."
+        sentence = f"{by}{best}{own} {_best_phrase(column)} on {data} ({value}{against}); {listed(tied)} cannot be distinguished from it{take}."
     else:
         none = {1: f"{tied[0]} cannot", 2: f"neither {' nor '.join(tied)} can"}.get(
             len(tied), f"none of the {len(tied)} others can"
         )
-        none = f"only {listed(worse)} {'are' if len(worse) > 1 else 'is'} worse" if worse else f"{none} be told from it"
+        none = (
+            f"only {listed(worse)} {'are' if len(worse) > 1 else 'is'} worse"
+            if worse
+            else f"{none} be distinguished from it"
+        )
         sentence = (
             f"{by}no method stands out on {data}: {best}{own} has the best mean ({value}{against}), but {none}{take}."
         )

@@ -46,7 +46,7 @@ def difference_figure(
         metric: What differs, for the axis.
         reference: The method that the others are compared with.
         better: Whether a higher or a lower value of the metric is better.
-        tied: Methods that cannot be told from the reference; they are grey with a hollow marker.
+        tied: Methods that cannot be distinguished from the reference; they are grey with a hollow marker.
         title: Heading of the figure.
         notes: Lines under the heading, such as what the intervals are over.
 

@@ -12,7 +12,7 @@ from lightning_uq.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with any colour vision; line styles tell a second round of methods from the first.
+# Okabe and Ito's palette, distinguished with any colour vision; line styles tell a second round of methods from the first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
 IN_COLOR, OUT_COLOR, GREY = COLORS[0], COLORS[1], "#666666"
