@@ -18,7 +18,13 @@ from lightning_uq.functional.validation import check_integer
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.calling import has_forward, no_forward
-from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, SharedTrunkNetwork, build_ensemble
+from lightning_uq.networks.ensemble import (
+    BatchEnsembleNetwork,
+    EnsembleNetwork,
+    Execution,
+    SharedTrunkNetwork,
+    build_ensemble,
+)
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.members import NetworkWithPrior
@@ -52,7 +58,13 @@ def build_members(
 
     Raises:
         InputError: The factory returns an instance or parameter twice, or builds both LightningModules and plain networks.
+        UnsupportedError: The members would have priors that ``predict_fn`` does not call.
     """
+    if has_predict_fn and prior_network is not None:
+        raise UnsupportedError(
+            "`prior_network` adds a network to what a member's `forward` returns, but `predict_fn` does not call it. Remove one of "
+            "them."
+        )
     streams = [RandomStream(member_seed(seed, i)) for i in range(num_members)]
     members: list[nn.Module] = []
     seen: dict[int, object] = {}  # keeps the objects alive: a freed id may be reused
@@ -165,6 +177,12 @@ def run_members(
     return build_ensemble(members, execution, output=output)
 
 
+def share_weights(network: nn.Module, num_members: int, output: Output, seed: int) -> BatchEnsembleNetwork:
+    """Members that share a network's weights up to factors, which are drawn under the seed of the member after the last."""
+    with RandomStream(member_seed(seed, num_members)).active():
+        return BatchEnsembleNetwork(network, num_members, output)
+
+
 def on_trunk(heads: EnsembleNetwork, trunk: nn.Module | Callable[[], nn.Module], seed: int) -> SharedTrunkNetwork:
     """The heads on one trunk, which a factory builds under the seed of the member after the last."""
     if isinstance(trunk, nn.Module):
@@ -205,6 +223,7 @@ def check_arguments(**given: Any) -> None:
             f"{'without' if given['prior_network'] is None else 'with'} a prior network. You can pass the same factory as `network`."
         )
     choices = {
+        "sharing": (None, "batch_ensemble"),
         "adversarial_scale": ("range", "absolute"),
         "bootstrap": (None, "none", "bernoulli", "exponential", "poisson", "uniform"),
     }

@@ -25,6 +25,7 @@ from lightning_uq.modules.building import (
     ignore_same_start,
     on_trunk,
     run_members,
+    share_weights,
 )
 from lightning_uq.modules.frozen import in_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
@@ -98,6 +99,7 @@ class EnsembleModule(UncertaintyModule):
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
         trunk: A network, or a factory of it, that all members share: it runs once, and ``network`` builds heads on its output. It is trained by
             the mean of their losses. If none of its parameters requires a gradient, it is frozen and in eval mode.
+        sharing: ``"batch_ensemble"``: the members share all weights but factors of rank one (:class:`networks.BatchEnsembleNetwork`).
         training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one parameter group per member, or with
             one group of stacked parameters. LightningModules bring their own optimizer and loss. ``bootstrap`` is a shortcut for a
             ``data_noise`` that this module seeds.
@@ -139,6 +141,7 @@ class EnsembleModule(UncertaintyModule):
         seed: int | None = None,
         execution: Execution = "auto",
         trunk: nn.Module | Factory | Callable[[], nn.Module] | None = None,
+        sharing: Literal["batch_ensemble"] | None = None,
         **training: Any,
     ) -> None:
         seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
@@ -154,26 +157,25 @@ class EnsembleModule(UncertaintyModule):
             prior_scale=prior_scale,
             bootstrap=bootstrap,
             trunk=trunk,
+            sharing=sharing,
         )
         has_predict_fn = training_option(training, "predict_fn", None) is not None
         members, streams = build_members(
             network,
-            num_members,
+            num_members if sharing is None else 1,
             seed,
             prior_network=prior_network,
             prior_scale=prior_scale,
             has_predict_fn=has_predict_fn,
         )
         lightning_members = [member for member in members if is_instance(member, LightningModule)]
+        own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap, "trunk": trunk}
         if lightning_members:
-            own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap, "trunk": trunk}
-            check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
-        if has_predict_fn and prior_network is not None:
-            raise UnsupportedError(
-                "`prior_network` adds a network to what a member's `forward` returns, but `predict_fn` does not call it. Remove one of "
-                "them."
-            )
-        whole = run_members(members, execution, output, optimizer, has_predict_fn=has_predict_fn)
+            check_lightning_arguments(type(members[0]).__name__, **{**training, **own, "sharing": sharing})
+        if sharing is None:
+            whole = run_members(members, execution, output, optimizer, has_predict_fn=has_predict_fn)
+        else:
+            whole = share_weights(members[0], num_members, output, seed)
         super().__init__(whole if trunk is None else on_trunk(whole, trunk, seed), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
@@ -378,7 +380,8 @@ class EnsembleModule(UncertaintyModule):
         known = self.inferred_task or InferredTask()
         seen = {"inferred_task": known.name, "task_doubt": known.doubt}
         inferred = {name: value for name, value in seen.items() if value is not None}
-        checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked, **inferred}
+        own = {"seed": self.seed, "num_members": self.network.num_indices, "stacked": self.network.is_stacked}
+        checkpoint[ENSEMBLE_STATE] = {**own, **inferred}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the seed, and convert an optimizer state of another execution."""

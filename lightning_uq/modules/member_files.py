@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,10 +53,11 @@ def read_member_files(
         raise InputError(f"`checkpoints` must be a list of files, but it is {checkpoints!r}.")
     if network is not None and module_class is not None:
         raise InputError("Arguments `network` and `module_class` exclude each other: pass one of them.")
-    if kwargs.get("trunk") is not None:
-        raise InputError(
-            "`trunk` is shared by all members, so it cannot come from their files: load the ensemble's own checkpoint."
-        )
+    for name in ("trunk", "sharing"):
+        if kwargs.get(name) is not None:
+            raise InputError(
+                f"Members with `{name}` share weights, which cannot come from their files. Load the ensemble's own checkpoint."
+            )
     if "num_members" in kwargs:
         raise InputError("Leave out argument `num_members`: there is one member per file.")
     must = "`checkpoints` must name checkpoints"
@@ -156,9 +156,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 def check_size(checkpoint: Mapping[str, Any], num_members: int) -> None:
     """Raise an :class:`InputError` if an ensemble with another number of members wrote the checkpoint."""
-    members = checkpoint[ENSEMBLE_STATE].get("members")  # LightningModules, which may have removed all of their weights
-    found = (re.match(r"network\.(?:heads\.)?members\.(\d+)\.", name) for name in checkpoint["state_dict"])
-    size = len({match[1] for match in found if match} if members is None else members)
+    size = checkpoint[ENSEMBLE_STATE]["num_members"]
     if size != num_members:
         raise InputError(
             f"The checkpoint holds {size} members, but the ensemble has {num_members} (argument `num_members`)."

@@ -5,6 +5,7 @@ from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork, CatMLPEnsemble
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import (
+    BatchEnsembleNetwork,
     EnsembleNetwork,
     SharedTrunkNetwork,
     StackedEnsembleNetwork,
@@ -50,6 +51,7 @@ from lightning_uq.networks.spectral_norm import remove_spectral_norm, spectral_n
 __all__ = [
     "MLP",
     "AdditivePrior",
+    "BatchEnsembleNetwork",
     "BayesByBackpropNetwork",
     "CatMLPEnsemble",
     "CategoricalRegressionNetwork",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.ensemble.loop import EnsembleNetwork
+from lightning_uq.networks.ensemble.shared_gradient import share_gradient
 from lightning_uq.networks.output import OutputReader, PredictFn
 
 _HEAD = "head."
@@ -84,8 +85,7 @@ class SharedTrunkNetwork(EnsembleNetwork):
                 f"`trunk` must return features as one tensor, but it returned a {type(found).__name__}. Wrap it in a module that picks "
                 "the tensor."
             )
-        shared: Tensor = _ShareGradient.apply(found, self.num_indices)
-        return shared
+        return share_gradient(found, self.num_indices)
 
     def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
         return self.heads._run(self.features(x), which)
@@ -171,16 +171,3 @@ class SharedTrunkNetwork(EnsembleNetwork):
 
 def _member(trunk: nn.Module, head: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(trunk=trunk, head=head))
-
-
-class _ShareGradient(torch.autograd.Function):
-    """The identity, whose gradient is divided by a number."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, number: int) -> Tensor:
-        ctx.number = number
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad / ctx.number, None

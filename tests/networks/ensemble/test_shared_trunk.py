@@ -197,7 +197,7 @@ def test_errors():
         ensemble(predict_fn=lambda network, x: network(x))
     with pytest.raises(UnsupportedError, match="cannot train on different processes"):
         ensemble().network.share(range(1))
-    with pytest.raises(InputError, match="`trunk` is shared by all members"):
+    with pytest.raises(InputError, match="Members with `trunk` share weights"):
         EnsembleModule.from_checkpoints(["a.pt"], head, trunk=Trunk())
 
 
