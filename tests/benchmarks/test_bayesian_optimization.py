@@ -9,10 +9,14 @@ pytestmark = [
     pytest.mark.parametrize("module", ["bayesian_optimization"], indirect=True),
     # BoTorch's advice about inputs and values of a Gaussian process with few points.
     pytest.mark.filterwarnings("ignore::botorch.exceptions.warnings.InputDataWarning"),
+    # A Gaussian process at 2,000 points of the plane has a nearly singular covariance.
+    pytest.mark.filterwarnings("ignore::linear_operator.utils.warnings.NumericalWarning"),
 ]
 
 
-@pytest.mark.parametrize("method", ["random", "gp", "ensemble", "epinet", "dropout", "laplace"])
+@pytest.mark.parametrize(
+    "method", ["random", "gp", "ensemble", "epinet", "dropout", "laplace", "gp Thompson", "ensemble Thompson"]
+)
 def test_a_run_starts_with_the_same_points_and_never_gets_worse(module: ModuleType, monkeypatch, method: str):
     monkeypatch.setattr(module, "TRAINING_STEPS", 3)
     regret = module.run("branin", method, 0, 2)["regret"]
@@ -20,6 +24,25 @@ def test_a_run_starts_with_the_same_points_and_never_gets_worse(module: ModuleTy
     assert regret[0] == module.run("branin", "random", 0, 0)["regret"][0]
     assert sorted(regret, reverse=True) == regret
     assert regret[-1] > 0
+
+
+def test_thompson_sampling_takes_the_best_candidate_of_one_member(module: ModuleType, monkeypatch):
+    """With two members whose best candidates differ, each is chosen at times, and no other point is."""
+    import torch
+    from botorch.models.ensemble import EnsembleModel
+
+    class Members(EnsembleModel):
+        num_outputs = 1
+
+        def forward(self, X):
+            return torch.stack([X.sum(-1), -X.sum(-1)], -2).unsqueeze(-1)
+
+    monkeypatch.setattr(module, "fit_model", lambda method, X, Y: {"ensemble": Members()}[method])
+    X = torch.rand(4, 2, dtype=torch.float64)
+    sums = [float(module.next_point("ensemble Thompson", X, X[:, :1], seed).sum()) for seed in range(10)]
+    assert all(total < 0.2 or total > 1.8 for total in sums)
+    assert min(sums) < 0.2
+    assert max(sums) > 1.8
 
 
 def test_the_table_has_means_standard_errors_and_medians(module: ModuleType):
