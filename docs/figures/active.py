@@ -15,9 +15,9 @@ PANELS = (
 LINES = {
     "random": (":", style.GREY),
     "softmax entropy": ("-", style.BLUE),
+    "density": ("-", style.ORANGE),
     "ensemble entropy": ("--", style.YELLOW),
     "ensemble MI": ("-.", style.PINK),
-    "density": ("-", style.ORANGE),
 }
 
 

@@ -31,7 +31,7 @@ def draw():
                 places = [[mean(problem[agent][key] for problem in problems) for agent in agents] for key in keys]
                 axes.plot(*places, marker, color=colour, label=label, markersize=14 if marker == "*" else 9)
             axes.set(xscale="log", xlabel="weights", title="one label" if tau == 1 else f"{tau} labels together")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1)  # whole markers
             axes.grid(alpha=0.25)
         panels[0].set_ylabel("KL, nats")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)

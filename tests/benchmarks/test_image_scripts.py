@@ -3,8 +3,6 @@
 import json
 from argparse import Namespace
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.active_learning import read_rounds
 from tests.data.test_images import write_mnist
 
 
@@ -25,95 +24,41 @@ def blocks(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def pool(module: ModuleType):
-    """60 digits, and 40 ambiguous samples of 20 images that are noise."""
-    x, y = blocks(60, 0)
-    noise = 3 * torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    labels = torch.cat([y, torch.arange(40) % 10])
-    rows = torch.cat([torch.arange(60), 60 + torch.arange(20).repeat_interleave(2)])
-    return module.Digits(torch.cat([x, noise]), labels, rows, 60, blocks(100, 2), "noise")
-
-
-@pytest.fixture
-def options() -> Namespace:
-    return Namespace(labels=45, step=10, candidates=30, steps=10)
-
-
 @pytest.mark.parametrize("module", ["active"], indirect=True)
-@pytest.mark.parametrize("label", ["random", "ensemble MI", "density"])
-def test_a_run_labels_so_many_at_a_time(module: ModuleType, label: str, options: Namespace, monkeypatch):
-    monkeypatch.setattr(module, "NUM_CLEAN", 40)
-    seen = []
-
-    def train(x, y, members, steps):
-        seen.append(x)
-        return trained(x, y, members, steps)
-
-    trained = module.train
-    monkeypatch.setattr(module, "train", train)
-    data = pool(module)
-    result = module.run(label, 0, lambda: data, options)
-    assert result["labels"] == [20, 30, 40, 50]
-    assert [len(x) for x in seen] == result["labels"]
-    for before, after in pairwise(seen):
-        assert torch.equal(after[: len(before)], before)
-    samples = [(data.x == image).flatten(1).all(1).nonzero().item() for image in seen[-1]]
-    digits = [sample for sample in samples if sample < 60]
-    assert len(set(digits)) == len(digits)  # an ambiguous image has two samples
-    assert all(samples.count(image) <= 2 for image in samples)
-    ambiguous = [sum(sample >= 60 for sample in samples[:size]) / size for size in result["labels"]]
-    assert result["ambiguous"] == ambiguous
-    assert sorted(data.y[samples[:20]].tolist()) == sorted([*range(10)] * 2)
-    first = module.run("softmax entropy", 0, lambda: data, replace_options(options, labels=20))
-    assert torch.equal(seen[-1][:20], seen[0])  # every score begins with the same samples
-    assert first["labels"] == [20]
-
-
-def replace_options(options: Namespace, **changes) -> Namespace:
-    return Namespace(**{**vars(options), **changes})
-
-
-@pytest.mark.parametrize("module", ["active"], indirect=True)
-def test_the_highest_scores_are_labelled(module: ModuleType, options: Namespace, monkeypatch):
-    monkeypatch.setattr(module, "NUM_CLEAN", 60)
-    brightness = []
-
-    def scored(name, trained, x):
-        brightness.append(x.mean((1, 2, 3)))
-        return brightness[-1]
-
-    monkeypatch.setattr(module, "scored", scored)
-    taken = []
-    trained = module.train
-    monkeypatch.setattr(module, "train", lambda x, *rest: taken.append(x) or trained(x, *rest))
-    everything = replace_options(options, labels=30, candidates=1000)
-    module.run("softmax entropy", 0, partial(pool, module), everything)
-    assert len(brightness[0]) == 80  # all that is not labelled yet
-    expected = brightness[0].sort(descending=True).values[:10]
-    assert torch.allclose(taken[1][20:].mean((1, 2, 3)), expected)
-
-
-@pytest.mark.parametrize("module", ["active"], indirect=True)
-def test_the_pool_is_read_from_files(module: ModuleType, tmp_path: Path):
+def test_scores_start_from_the_same_labels_and_a_second_call_trains_nothing(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write_mnist(tmp_path)
-    clean = module.load("mnist", tmp_path)
-    assert clean.num_clean == len(clean.y) == len(clean.x)
-    dirty = module.load("dirty_mnist", tmp_path)
-    assert dirty.num_clean == clean.num_clean
-    assert dirty.source == "generated ambiguous digits"
-    assert len(dirty.y) == clean.num_clean + 60_000
-    assert dirty.rows[-10:].tolist() == [clean.num_clean + 5999] * 10
-    assert torch.equal(dirty.x[: clean.num_clean], clean.x)
-    assert float(clean.x.max()) == pytest.approx((1 - 0.1307) / 0.3081)
+    options = Namespace(
+        root=tmp_path, out=tmp_path / "out", seeds=1, data="mnist", labels=30, step=10, epochs=1, samples=64
+    )
+    results = {job: call() for job, call in module.jobs(options).items()}
+    assert list(results) == [f"mnist-0-{label}" for label in module.SCORES]
+    for result in results.values():
+        assert result["labels"] == [20, 30]
+        assert len(result["accuracy"]) == 2
+    firsts, seconds = [], []
+    for score in module.SCORES.values():
+        strategy, method = score.split("@")
+        rounds = read_rounds(options.out / "mnist" / "rounds" / method / strategy / "0")
+        firsts.append(rounds[0]["labelled"])
+        seconds.append(tuple(rounds[1]["labelled"][20:]))
+    assert all(first == firsts[0] for first in firsts)
+    assert len(set(seconds)) > 1
+    monkeypatch.setattr("lightning_uq.compare.active.running._train", lambda *_: pytest.fail("it trains again"))
+    assert {job: call() for job, call in module.jobs(options).items()} == results
 
 
 @pytest.mark.parametrize("module", ["active"], indirect=True)
-def test_the_errors_are_standard_errors_over_seeds(module: ModuleType):
-    runs = [{"accuracy": [0.5, value], "labels": [20, 60]} for value in (0.6, 0.7, 0.8)]
-    assert module.over_seeds(runs, "accuracy")[0] == (pytest.approx(50), 0)
-    centre, error = module.over_seeds(runs, "accuracy")[1]
-    assert centre == pytest.approx(70)
-    assert error == pytest.approx(10 / 3**0.5)
+def test_the_table_has_standard_errors_over_seeds(module: ModuleType):
+    runs = {
+        f"dirty_mnist-{seed}-density": {"labels": [20, 60], "accuracy": [0.5, value], "ambiguous": [0.0, 0.25]}
+        for seed, value in enumerate((0.6, 0.7, 0.8))
+    }
+    accuracy, ambiguous = (line for line in module.table(runs).splitlines() if line.startswith("| density"))
+    assert accuracy == f"| density | 3 | 50.0 ±0.0 | 70.0 ±{10 / 3**0.5:.1f} |"
+    assert ambiguous == "| density | 3 | 0.0 ±0.0 | 25.0 ±0.0 |"
+    assert "| density | 1 | 50.0 | 60.0 |" in module.table({"mnist-0-density": runs["dirty_mnist-0-density"]})
 
 
 class Flat(nn.Sequential):
@@ -209,7 +154,7 @@ def test_jobs_of_cifar(module: ModuleType):
     options = Namespace(networks="plain,sn", seeds=2, members=5, root="", limit=None)
     assert list(module.jobs(options)) == ["plain-0", "sn-0", "plain-1", "sn-1", "ensemble-0"]
     with pytest.raises(SystemExit, match="unknown wide"):
-        module.jobs(replace_options(options, networks="plain,wide"))
+        module.jobs(Namespace(**{**vars(options), "networks": "plain,wide"}))
 
 
 @pytest.mark.filterwarnings("ignore:The likelihood has no finite")  # so short a training says nothing of a temperature
