@@ -119,10 +119,11 @@ def jobs(options: Namespace) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Means over the problems, and the accuracies on the first one."""
+    """Means over the problems, the gap on each, and the accuracies on the first one."""
     problems = list(results.values())
     first = next(iter(results)).replace("-", " ")
-    head = ["d = n = 100, T = 0.01", "KL 1", "KL 10", "gap at z = 0", "on training rows"]
+    gap = "gap at z = 0, problems " + ", ".join(name.removeprefix("problem-") for name in results)
+    head = ["d = n = 100, T = 0.01", "KL 1", "KL 10", gap, "on training rows"]
     head += [f"{where}, {number}" for where in ("accuracy", first) for number in COLUMNS.values()]
     return "\n".join(markdown(head, [line(problems, name) for name in ("MLP", *VARIANTS)])).strip()
 
@@ -138,7 +139,7 @@ def line(problems: Sequence[Any], name: str) -> list[str]:
         name,
         cell(own, "kl_tau1", ".2f"),
         cell(own, "kl_tau10", ".2f"),
-        cell(own, "gap", ".2g"),
+        ", ".join(f"{one['gap']:.1f}" for one in own if "gap" in one),  # some are 0 and others are not, so no mean
         *(cell(own, key, ".3f") for key in ("acc_train", *COLUMNS)),
         *(cell(own[:1], key, ".3f") for key in COLUMNS),
     ]
