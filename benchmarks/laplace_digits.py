@@ -12,12 +12,17 @@ import logging
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parent / "reproduce"))
+
+from recipe import quiet_trainer
 
 from lightning_uq import DeterministicModule, FitLaplace
 from lightning_uq.functional.ood import auroc
@@ -48,14 +53,7 @@ def run(seed: int, epochs: int) -> list[str]:
     seed_everything(seed, verbose=False)
     module = DeterministicModule(make_network(), optimizer=partial(torch.optim.Adam, lr=3e-3))
     loader = DataLoader(TensorDataset(x[rows], y[rows]), batch_size=32, shuffle=True)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(accelerator="cpu", max_epochs=epochs)
     trainer.fit(module, loader)
     lines = []
     with torch.no_grad():

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent / "reproduce"))
 
+from recipe import quiet_trainer
 from uci import FOLDERS, load, split_rows
 
 from lightning_uq import EnsembleModule, FitLaplace, Regression
@@ -64,14 +65,7 @@ def train(x: Tensor, y: Tensor, task: Regression, hidden: int, epochs: int) -> E
     )
     data = TensorDataset(x, y)
     batches = BatchSampler(RandomSampler(data), batch_size=100, drop_last=False)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(accelerator="cpu", max_epochs=epochs)
     trainer.fit(module, DataLoader(data, batch_size=None, sampler=batches))
     return module.eval()
 

@@ -132,6 +132,7 @@ def make_trainer(options: Namespace, callbacks: list[Callback]) -> Trainer:
         [*callbacks, TQDMProgressBar(refresh_rate=20)],
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
         max_epochs=options.epochs,
+        enable_progress_bar=True,
         enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in callbacks),
     )
 

@@ -19,7 +19,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from recipe import quiet_trainer
 from results import reproduce
 from saved_predictions import Rows, classifiers
 from torch import Tensor
@@ -105,14 +106,7 @@ def train(name: str, root: Path) -> tuple[Prediction, Tensor]:
         task=Regression(target_scale=scale),
         optimizer=partial(torch.optim.Adam, lr=0.003),
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=40,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(accelerator="cpu", max_epochs=40)
     trainer.fit(module, DataLoader(TensorDataset(x[fitted], y[fitted].float()), 100, shuffle=True))
     return module.predict(x[held_out]), y[held_out].float()
 

@@ -57,9 +57,7 @@ def run(name: str, seed: int, load_data: Callable[[], Data], options: Namespace)
     module.scores = {"entropy": "predictive_entropy", "energy": "energy"}
     module.scores |= {label: fit.ood_score_names[0] for label, fit in fits.items()}
     scaling = TemperatureScaling()
-    trainer = quiet_trainer(
-        [*fits.values(), scaling], max_epochs=plan.epochs, enable_checkpointing=False, enable_progress_bar=False
-    )
+    trainer = quiet_trainer([*fits.values(), scaling], max_epochs=plan.epochs)
     trainer.fit(module, train, val)
     found = {"test": collect(trainer, module, Samples(data.test[0]).loader())}
     found |= {other: collect(trainer, module, Samples(images).loader()) for other, images in data.others.items()}

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from image_sets import images
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from recipe import quiet_trainer
 from results import markdown, mean_and_error, reproduce
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
@@ -93,15 +94,8 @@ def run(method: str, seed: int, root: Path, epochs: int) -> dict[str, Any]:
     train = loader(*load("mnist", root, train=True), batch_size=128, shuffle=True)
     module = make_module(method, epochs)
     others = {name: loader(*load(name, root), batch_size=1000) for name in OOD_SETS}
-    trainer = Trainer(
-        accelerator="cpu",
-        limit_val_batches=0,
-        max_epochs=epochs,
-        callbacks=[OODDetection(others, scores(method))],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
+        [OODDetection(others, scores(method))], accelerator="cpu", limit_val_batches=0, max_epochs=epochs
     )
     trainer.fit(module, train)
     (tested,) = trainer.test(module, loader(*load("mnist", root), batch_size=1000), verbose=False)

@@ -1,6 +1,7 @@
 """What the scripts that train image classifiers share: a Trainer, a learning rate, and every out-of-distribution score of this package."""
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -77,15 +78,16 @@ def collect(trainer: Trainer, module: Recipe, loader: DataLoader[Any]) -> dict[s
     return {label: torch.cat([batch[label] for batch in batches]) for label in batches[0]}
 
 
-def quiet_trainer(callbacks: list[Callback], **options: Any) -> Trainer:
-    """A Trainer on one device that writes nothing by itself."""
+def quiet_trainer(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
+    """A Trainer on one device, a GPU if there is one, that shows and writes nothing by itself; ``options`` replace its own."""
     gpu = torch.cuda.is_available()
-    return Trainer(
-        accelerator="gpu" if gpu else "cpu",
-        devices=1,
-        callbacks=callbacks,
-        benchmark=gpu,
-        logger=False,
-        enable_model_summary=False,
-        **options,
-    )
+    own = {
+        "accelerator": "gpu" if gpu else "cpu",
+        "devices": 1,
+        "benchmark": gpu,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(callbacks=[*callbacks], **own | options)

@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from recipe import quiet_trainer
 from results import markdown, mean_and_error, reproduce
 
 from lightning_uq.compare.testbed import AGENTS, accuracy_and_calibration, agent_setting, divergences, num_epochs
@@ -76,15 +77,7 @@ def train_agent(row: str, path: Path, steps: int, seed: int) -> dict[str, float]
     setting = dataclasses.replace(agent_setting(data, learning_rate=1e-3), num_members=members)
     seed_everything(seed, verbose=False)
     module = AGENTS[name].build(setting)
-    trainer = Trainer(
-        accelerator="cpu",
-        limit_val_batches=0,
-        max_epochs=num_epochs(name, setting),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(accelerator="cpu", limit_val_batches=0, max_epochs=num_epochs(name, setting))
     began = process_time()
     trainer.fit(module, datamodule=data)
     seconds = process_time() - began

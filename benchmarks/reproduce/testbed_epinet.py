@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from recipe import quiet_trainer
 from results import markdown, reproduce
 
 from lightning_uq import EpinetModule, UncertaintyModule
@@ -65,15 +66,7 @@ def make_epinet(decay: float, prior: float, hidden: int, rate: float, steps: int
 
 def measure(module: UncertaintyModule, data: TestbedDataModule, epochs: int) -> dict[str, float]:
     """Train, and take the accuracies and divergences."""
-    trainer = Trainer(
-        accelerator="cpu",
-        limit_val_batches=0,
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(accelerator="cpu", limit_val_batches=0, max_epochs=epochs)
     trainer.fit(module, datamodule=data)
     found = divergences(module, data)
     for number in (100, 1000):

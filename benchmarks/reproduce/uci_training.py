@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from recipe import quiet_trainer
 from side_by_side import Rows, SideBySide
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -97,7 +97,10 @@ def train(
 
 
 def train_epinet(network: nn.Sequential, rows: Rows, rate: float, epochs: int) -> EpinetModule:
-    """One epinet on the standardised rows of one split, with the scale that `compare` has for numbers."""
+    """One epinet on the standardised rows of one split, with the scale that `compare` has for numbers.
+
+    The gradient's norm is cut at 1: without it, a rate of 0.03 left one of boston's trainings with an RMSE of 12.7 on its own training rows.
+    """
     module = EpinetModule(
         network,
         feature_layers="2",
@@ -105,22 +108,15 @@ def train_epinet(network: nn.Sequential, rows: Rows, rate: float, epochs: int) -
         task=task_for("epinet", rows.scales()),
         optimizer=partial(torch.optim.Adam, lr=rate),
     )
-    fit(module, rows.x[:, 0], rows.y, epochs)
+    fit(module, rows.x[:, 0], rows.y, epochs, gradient_clip_val=1.0)
     return module.eval()
 
 
-def fit(module: UncertaintyModule, x: Tensor, y: Tensor, epochs: int) -> None:
-    """Train on batches of 100 rows in random order."""
+def fit(module: UncertaintyModule, x: Tensor, y: Tensor, epochs: int, **options: Any) -> None:
+    """Train on batches of 100 rows in random order, with options of the Trainer."""
     data = TensorDataset(x.float(), y.float())
     batches = BatchSampler(RandomSampler(data), batch_size=100, drop_last=False)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(accelerator="cpu", max_epochs=epochs, **options)
     trainer.fit(module, DataLoader(data, batch_size=None, sampler=batches))
 
 

@@ -106,3 +106,24 @@ def test_methods_learn_in_the_targets_units(
             if name != "conformal":
                 assert found["rmse"] < 25  # the standard deviation of the targets is 50
                 assert math.isfinite(found["nll"])
+
+
+@pytest.mark.parametrize("module", ["uci_training"], indirect=True)
+def test_an_epinets_gradient_is_cut(module: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """A Gaussian's likelihood has gradients without bound, and a large rate then leaves a training far off."""
+    norms = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, *args, **kwargs):
+            loss = super().step(*args, **kwargs)  # its closure computes the gradients and cuts them
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+            return loss
+
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
+    x = torch.randn(20, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = 1e3 * torch.ones(20, 1, dtype=torch.float64)
+    y[0] = -1e5
+    module.train_epinet(module.make_network(2, 4), module.Rows(x, y), rate=0.01, epochs=2)
+    assert len(norms) == 2
+    assert max(norms) == pytest.approx(1.0, rel=1e-3)
