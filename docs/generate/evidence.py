@@ -14,6 +14,12 @@ def of(name: str) -> str:
     make = {
         "ensemble": lambda: _uci("ensemble"),
         "dropout": lambda: _uci("dropout"),
+        "evidential": lambda: _uci("evidential"),
+        "laplace": lambda: _uci("laplace"),
+        "bayes_by_backprop": lambda: _testbed("Bayes by backprop"),
+        "ensemble_prior": lambda: _testbed("ensemble+, 10"),
+        "epinet": lambda: _testbed("epinet"),
+        "hypermodel": lambda: _testbed("hypermodel"),
         "temperature": _temperature,
         "conformal": lambda: _coverage("absolute"),
         "conformal_quantile": lambda: _coverage("cqr"),
@@ -45,6 +51,12 @@ def _uci(method: str) -> str:
     }
     better = sum(nll[method] < nll["single"] for nll in mean.values())
     return f"UCI regression: lower mean NLL than one network on {better} of {len(mean)} sets"
+
+
+def _testbed(agent: str) -> str:
+    problems = [agents for run, agents in _results("testbed").items() if not run.startswith("stored")]
+    better = sum(agents[agent]["kl_tau10"] < agents["MLP"]["kl_tau10"] for agents in problems)
+    return f"Neural Testbed: lower KL of ten labels than one network on {better} of {len(problems)} problems"
 
 
 def _temperature() -> str:

@@ -83,6 +83,15 @@ def test_the_evidence_counts_the_results():
     assert evidence.of("vim") == ""
 
 
+def test_the_evidence_of_joint_predictions_is_that_of_the_testbed():
+    """By the page's means, agents with priors are better than one network on every group of nine problems, so on most problems."""
+    better, problems = map(int, re.findall(r"(\d+) of (\d+) problems", evidence.of("epinet"))[0])
+    table = (ROOT / "docs" / "results.md").read_text().split("<!-- testbed -->")[1]
+    assert sum(int(number) for number in re.findall(r"\| d = \d+ \| (\d+) \|", table)) == problems
+    assert problems / 2 < better <= problems
+    assert evidence.of("hypermodel").startswith("Neural Testbed: lower KL of ten labels")
+
+
 def test_links_are_the_same_in_the_repository_and_in_the_site():
     assert repository.relink("[a](../CONTRIBUTING.md#x)", "compare.md") == "[a](repository/CONTRIBUTING.md#x)"
     assert repository.relink("[a](docs/contract.md)", "repository/CONTRIBUTING.md") == "[a](../contract.md)"
