@@ -28,6 +28,8 @@ def draw():
     for axes, (data, key, title) in zip(panels, PANELS, strict=True):
         for label, (line, colour) in LINES.items():
             runs = [result for job, result in results.items() if job.startswith(data) and job.endswith(f"-{label}")]
+            if not runs:  # left out by the budget
+                continue
             columns = [[100 * value for value in values] for values in zip(*(run[key] for run in runs), strict=True)]
             labels = runs[0]["labels"]
             centre = [mean(values) for values in columns]
@@ -37,5 +39,5 @@ def draw():
             axes.fill_between(labels, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="labels", title=title)
         axes.grid(alpha=0.25)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -84,7 +84,7 @@ def test_the_evidence_counts_the_results():
 
 
 def test_the_evidence_of_joint_predictions_is_that_of_the_testbed():
-    """By the page's means, agents with priors are better than one network on every group of nine problems, so on most problems."""
+    """It counts all problems of the page's table."""
     better, problems = map(int, re.findall(r"(\d+) of (\d+) problems", evidence.of("epinet"))[0])
     table = (ROOT / "docs" / "results.md").read_text().split("<!-- testbed -->")[1]
     assert sum(int(number) for number in re.findall(r"\| d = \d+ \| (\d+) \|", table)) == problems
