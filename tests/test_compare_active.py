@@ -206,3 +206,12 @@ def test_the_figure_draws_each_strategy_and_refuses_other_lengths():
     with pytest.raises(InputError, match=r"`curves` must hold runs \[S, 3\]"):
         learning_figure([1, 2, 3], {"random": torch.tensor([[0.5, 0.7]])})
     assert not math.isnan(lines[1].get_ydata()[-1])
+
+
+def test_the_legend_breaks_a_long_name_before_its_method():
+    names = ["predictive_entropy@softmax", "log_density@ddu"]
+    figure = learning_figure([20, 40], dict.fromkeys(names, torch.tensor([[0.5, 0.7]])))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "predictive_entropy\n@softmax",
+        "log_density@ddu",
+    ]

@@ -107,7 +107,7 @@ def write(result: ActiveResult, directory: Path) -> None:
         result.labels,
         {score: result.curve(score) for score in result.rounds},
         baseline=BASELINE,
-        title=f"{configuration.data}, {configuration.method}, {configuration.seeds} seeds",
+        title=f"{configuration.data}, {configuration.method}, {configuration.seeds} seed{'s' * (configuration.seeds > 1)}",
     )
     text = json.dumps(result.results(), indent=1, allow_nan=False) + "\n"
     write_files(directory, {"results.json": text.encode(), "learning_curves.png": to_png(figure)})

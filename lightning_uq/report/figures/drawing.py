@@ -164,10 +164,11 @@ def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
         fontsize=10,
         handlelength=2.6,
     )
-    lines = [
-        textwrap.wrap(handle.get_label(), 21, break_on_hyphens=False, max_lines=4, placeholder="…")
-        for handle in handles
-    ]
+    lines = []
+    for handle in handles:
+        name = handle.get_label().replace("@", " @")  # `strategy@method` breaks between the two, if it has to
+        parts = textwrap.wrap(name, 21, break_on_hyphens=False, max_lines=4, placeholder="…")
+        lines.append([part.replace(" @", "@") for part in parts])
     for text, label in zip(legend.get_texts(), lines, strict=True):
         text.set_text("\n".join(label))
     figure.set_figheight(figure.get_figheight() + 0.1 * sum(map(len, lines)))
