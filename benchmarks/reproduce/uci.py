@@ -7,7 +7,7 @@ of 50 ReLU units (protein: 100), 40 epochs, batches of 100, Adam, mean and varia
 training rows. The learning rate is chosen per method and split: each of RATES is trained on 80 % of the training rows, and the one with the
 best NLL on the other 20 % is trained again on all of them. On the sets in LARGE this search trains one network instead of five members.
 Test rows choose nothing. What differs from the paper: the members share their batches; the paper's learning rate is 0.1 "unless
-otherwise specified"; its MC-dropout column is Gal and Ghahramani's, trained for longer.
+otherwise specified"; its MC-dropout column is Gal and Ghahramani's, trained for longer. Epinets, of which it has none, cut the gradient's norm at 1.
 
 All splits, rates and members of a method are trained at once (`side_by_side.py`). The job of the plain ensemble also gives its members
 ("single"), each with a FitLaplace ("laplace"), and conformal intervals around a network of the search, fitted to the rows that chose its rate.
