@@ -10,7 +10,7 @@ PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "reproduce" / "published"
 PANELS = (
     ("mnist", "accuracy", "MNIST: accuracy, %"),
     ("dirty_mnist", "accuracy", "Dirty-MNIST: accuracy, %"),
-    ("dirty_mnist", "ambiguous", "labels that are ambiguous, %"),
+    ("dirty_mnist", "ambiguous", "ambiguous labels, %"),
 )
 LINES = {
     "random": (":", style.GREY),
