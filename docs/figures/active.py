@@ -39,5 +39,7 @@ def draw():
             axes.fill_between(labels, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="labels", title=title)
         axes.grid(alpha=0.25)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    lines = {line.get_label(): line for axes in panels for line in axes.lines}
+    shown = [label for label in LINES if label in lines]  # a panel may lack one
+    figure.legend([lines[label] for label in shown], shown, loc="outside lower center", ncols=3)
     return figure
