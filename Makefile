@@ -89,8 +89,8 @@ SITE := NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs
 docs: .venv/.docs-installed
 	$(SITE) serve --livereload
 
-# Builds the site, which fails at a page that is missing, a dead link or an unknown citation; then runs the pages' examples and
-# checks the built site.
+# Builds the site, which fails at a page that is missing, a dead link or an unknown citation; then runs the pages' examples and all
+# notebooks in full, and checks the built site.
 test-docs: .venv/.docs-installed
 	$(SITE) build --quiet
 	$(TEST) tests/docs --site site

@@ -1,5 +1,6 @@
 """Execute the notebooks in place, in full, and keep their output: ``make notebooks``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ HERE = Path(__file__).parent
 
 def execute(path: Path, timeout: int = 1200) -> nbformat.NotebookNode:
     """Run a notebook in its own folder; an error in a cell is raised."""
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, which no notebook uses
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}

@@ -134,7 +134,7 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
     assert main([*QUICK, "--seed", "3", "--num-actions", "7", "--fresh-actions", "--out", "there"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0].split() == ["Method", "Regret", "At", "end", "Seconds"]
+    assert lines[0].split() == ["Method", "Regret", "Median", "At", "end", "Seconds"]
     assert [line.split()[0] for line in lines if re.match("[a-z]", line)] == ["softmax", "uniform"]
     assert lines[-1] == "Wrote results.json and regret.png to there"
     assert re.fullmatch(r"(\d/4 \w+, seed [34]: 4 steps in \d+\.\d s(, about \d+ s left)?\n){4}", err)

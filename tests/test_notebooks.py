@@ -1,6 +1,7 @@
 """Every notebook runs (in its fast mode), and what is committed is the output of a run without errors."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import nbformat
@@ -30,4 +31,29 @@ def test_its_committed_output_is_whole(path):
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert [output for output in outputs if output.get("data", {}).get("image/png")]
-    assert str(Path.home()) not in path.read_text()
+    text = path.read_text()
+    assert str(Path.home()) not in text
+    assert "site-packages" not in text  # a warning, or a path of the machine that ran it
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_has_the_parts_of_every_notebook(path):
+    """What it is for, what it costs and when not to use it; the common style; a caption below each figure; where to read on."""
+    cells = nbformat.read(path, as_version=4).cells
+    for part in ("What it is for", "What it costs", "When not to use it"):
+        assert f"- **{part}.** " in cells[0].source, part
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert 'plt.style.use("figures.mplstyle")' in code
+    assert not re.search(r"['\"](?:/|~|[A-Z]:\\)[\w/]", code), "a path outside the clone"
+    assert "../docs/" in cells[-1].source
+    number = 0
+    for cell, below in zip(cells, [*cells[1:], None], strict=True):
+        for output in cell.get("outputs", []):
+            if output.get("data", {}).get("image/png"):
+                number += 1
+                assert below.source.startswith(f"*Figure {number}. "), f"figure {number} has no caption"
+                assert len(below.source) > 60
+    for target in re.findall(
+        r"\]\(([^):]+?)(?:#[^)]*)?\)", "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    ):
+        assert (path.parent / target).exists(), target

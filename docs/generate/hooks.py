@@ -7,14 +7,20 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-from docs.generate import api, bibliography, chooser, figures, formulas, repository
+from docs.generate import api, bibliography, chooser, figures, formulas, notebooks, repository
 
 ROOT = Path(__file__).parents[2]
 
 
 def on_files(files, config):
     """Add the generated pages and figures."""
-    generated = {"references.md": bibliography.page, **api.pages(), **repository.pages(), **figures.files()}
+    generated = {
+        "references.md": bibliography.page,
+        **api.pages(),
+        **repository.pages(),
+        **figures.files(),
+        **notebooks.files(),
+    }
     for path, make in generated.items():
         files.append(File.generated(config, path, content=make()))
     return files

@@ -35,7 +35,8 @@ def relink(markdown: str, page: str) -> str:
         markdown: The text.
         page: Its path in the site.
     """
-    source = page.removeprefix(f"{FOLDER}/") if page.startswith(f"{FOLDER}/") else f"docs/{page}"
+    beside = page.startswith("notebooks/")  # a folder beside docs/ in the repository, below it in the site
+    source = page if beside else page.removeprefix(f"{FOLDER}/") if page.startswith(f"{FOLDER}/") else f"docs/{page}"
 
     def linked(found: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[1]))

@@ -43,6 +43,14 @@ _NUM_TRAIN = 100  # the number that the testbed tells a bandit's agent; it has n
 
 COLUMNS = (
     Column("regret", "Regret", "lower", "testbed", lambda value: f"{value:,.2f}", "Regret over all steps"),
+    Column(
+        "regret_median",
+        "Median",
+        "lower",
+        "testbed",
+        lambda value: f"{value:,.2f}",
+        "Median of the regret over problems",
+    ),
     Column("regret_at_end", "At end", "lower", "testbed", lambda value: f"{value:.4f}", "Regret a step, last tenth"),
     Column("seconds", "Seconds", "lower", "cost", lambda value: f"{value:,.1f}", "Time of a run"),
 )
@@ -130,15 +138,22 @@ class BanditResult:
     seconds: dict[str, list[float]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One mapping per method: mean and standard error over seeds of each of :data:`COLUMNS`."""
+        """One mapping per method: mean and standard error over seeds of each of :data:`COLUMNS`; a median has no error."""
         last = max(1, round(LAST * self.configuration.steps))
         rows = []
         for method, regret in self.regret.items():
             before = regret[:, -last - 1] if regret.shape[1] > last else torch.zeros(len(regret))
             at_end = (regret[:, -1] - before) / last
-            values = {"regret": regret[:, -1].tolist(), "regret_at_end": at_end.tolist()}
-            values["seconds"] = self.seconds[method]
-            rows.append({"method": method, **{key: _mean_and_error(value) for key, value in values.items()}})
+            total = regret[:, -1].tolist()
+            rows.append(
+                {
+                    "method": method,
+                    "regret": _mean_and_error(total),
+                    "regret_median": {"mean": statistics.median(total), "se": None},
+                    "regret_at_end": _mean_and_error(at_end.tolist()),
+                    "seconds": _mean_and_error(self.seconds[method]),
+                }
+            )
         return rows
 
     def results(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lightning_uq
-from docs.generate import api, bibliography, chooser, evidence, repository
+from docs.generate import api, bibliography, chooser, evidence, notebooks, repository
 from lightning_uq.compare.planning.discovery import methods
 from lightning_uq.tasks.names import TASKS
 
@@ -134,3 +134,15 @@ def test_pages_of_methods_have_the_same_parts():
         if path.parent.name == "methods":
             assert re.findall(r"^## (.*)$", text, re.MULTILINE) == parts, path
             assert chooser.runs_under_ddp(path) in ("yes", "partly")
+
+
+def test_the_gallery_shows_every_figure_of_every_notebook():
+    gallery, files = notebooks.gallery(), notebooks.files()
+    for name in notebooks.notebooks():
+        assert f"]({name}.md)" in gallery
+        page = notebooks.page(name)
+        for shown in notebooks.figures(name):
+            assert shown.caption in gallery
+            assert f"({Path(shown.path).name})" in page
+            assert files[shown.path]().startswith(b"\x89PNG")
+    assert repository.relink("[a](../docs/tasks.md)", "notebooks/01_a.md") == "[a](../tasks.md)"

@@ -3,18 +3,22 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.report.figures.drawing import COLORS, LINES, WIDTH, finish, heading, legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+
 
 def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
-    """Regret up to each step: the mean over runs, in a band of one standard error to either side.
+    """Regret up to each step: the median over runs, in a band from the first to the third quartile.
+
+    A few runs in which an agent is stuck would dominate a mean. The legend names each method's last median.
 
     Args:
         regret: For each method the cumulative regret of its runs [S, T].
@@ -27,7 +31,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
         >>> import torch
         >>> figure = regret_figure({"softmax": torch.tensor([[0.5, 0.7, 0.7], [0.1, 0.1, 0.2]])})
         >>> figure.axes[0].get_ylabel().splitlines()
-        ['Cumulative regret', '(square-root scale)']
+        ['Cumulative regret, median', '(square-root scale)']
     """
     if not regret or any(runs.ndim != 2 or not runs.numel() for runs in regret.values()):
         raise InputError(
@@ -37,13 +41,13 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     figure = new_figure(WIDTH, 3.4)
     axes, lines = figure.subplots(), []
     for i, (method, runs) in enumerate(regret.items()):
-        mean, step = runs.mean(0).numpy(), range(1, runs.shape[1] + 1)
+        low, median, high = runs.double().quantile(QUARTILES.to(runs.device), 0).cpu().numpy()
+        step = range(1, runs.shape[1] + 1)
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
-        lines += axes.plot(step, mean, label=method, linewidth=1.8, **style)
+        lines += axes.plot(step, median, label=f"{method} ({median[-1]:.3g})", linewidth=1.8, **style)
         if len(runs) > 1:
-            error = standard_errors(runs).numpy()
-            axes.fill_between(step, (mean - error).clip(0), mean + error, color=style["color"], alpha=0.15, linewidth=0)
-    axes.set(xlabel="Step", ylabel="Cumulative regret\n(square-root scale)")
+            axes.fill_between(step, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="Step", ylabel="Cumulative regret, median\n(square-root scale)")
     axes.set_xlim(1, max(2, *(runs.shape[1] for runs in regret.values())))
     # Agents that learn are hundreds of times better than chance: on a linear scale they would be one line.
     axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))

@@ -8,19 +8,19 @@ from lightning_uq.errors import InputError
 from lightning_uq.report import regret_figure, to_svg
 
 
-def test_curves_are_means_in_bands_of_standard_errors():
-    runs = torch.tensor([[1.0, 2.0, 4.0], [3.0, 6.0, 6.0]])
+def test_curves_are_medians_in_bands_of_quartiles():
+    runs = torch.tensor([[1.0, 2.0, 4.0], [3.0, 6.0, 6.0], [100.0, 200.0, 300.0]])
     figure = regret_figure({"a": runs, "b": runs[:1] / 100}, title="two")
     (axes,) = figure.axes
     a, b = axes.lines
-    np.testing.assert_allclose(a.get_ydata(), [2.0, 4.0, 5.0])
+    np.testing.assert_allclose(a.get_ydata(), [3.0, 6.0, 6.0])
     np.testing.assert_allclose(b.get_ydata(), [0.01, 0.02, 0.04])
     assert a.get_xdata()[-1] == 3
     (band,) = axes.collections  # one run has none
     last = sorted({y for x, y in band.get_paths()[0].vertices if x == 3})
-    np.testing.assert_allclose([last[0], last[-1]], [4.0, 6.0], rtol=1e-6)  # 5 -+ sqrt(2) / sqrt(2)
+    np.testing.assert_allclose([last[0], last[-1]], [5.0, 153.0], rtol=1e-6)  # halfway between the runs
     assert axes.get_title(loc="left") == "two"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a (6)", "b (0.04)"]
     assert axes.get_yticks()[0] == 0
 
 
