@@ -12,11 +12,13 @@ HERE = Path(__file__).parent
 
 def execute(path: Path, timeout: int = 1200) -> nbformat.NotebookNode:
     """Run a notebook in its own folder; an error in a cell is raised."""
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, which no notebook uses
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
+    client = NotebookClient(
         notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
-    ).execute()
+    )
+    client.execute(
+        env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"}
+    )  # of tqdm, which no notebook uses
     for cell in notebook.cells:  # times and counts of a run are no content
         cell.metadata.pop("execution", None)
     return notebook
