@@ -22,10 +22,14 @@ def draw():
         axes.plot(steps, median, color=color)
         axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
         ends[name] = median[-1], color
-    axes.set(xlabel="step", ylabel="regret so far, median", xlim=(0, steps[-1]), ylim=(0, None))
-    room = 0.07 * axes.get_ylim()[1]
+    # On a linear scale the lowest three curves would be one line, far from their names.
+    axes.set_yscale("function", functions=(lambda y: np.abs(y) ** 0.5, np.square))
+    axes.set(xlabel="step", ylabel="median regret (square-root scale)", xlim=(0, steps[-1]), ylim=(0, None))
+    axes.set_yticks([0, 1, 5, 10, 20, 40, 80])
+    room = 0.07 * axes.get_ylim()[1] ** 0.5
     place = -room
     for name, (end, color) in sorted(ends.items(), key=lambda item: item[1][0]):
-        place = max(end, place + room)  # names do not overlap
-        axes.annotate(f" {name}", (steps[-1], place), color=color, fontsize=9, va="center", annotation_clip=False)
+        place = max(end**0.5, place + room)  # names do not overlap
+        label = f" {name} ({end:.1f})"
+        axes.annotate(label, (steps[-1], place**2), color=color, fontsize=9, va="center", annotation_clip=False)
     return figure
