@@ -53,6 +53,8 @@ def test_it_has_the_parts_of_every_notebook(path):
                 number += 1
                 assert below.source.startswith(f"*Figure {number}. "), f"figure {number} has no caption"
                 assert len(below.source) > 60
+    captions = sum(cell.source.startswith("*Figure ") for cell in cells)
+    assert number == captions, "a caption has no figure: run `make notebooks`"
     for target in re.findall(
         r"\]\(([^):]+?)(?:#[^)]*)?\)", "\n".join(c.source for c in cells if c.cell_type == "markdown")
     ):
