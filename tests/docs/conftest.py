@@ -1,4 +1,4 @@
-"""The option that says where the built site is."""
+"""Where the built site is, and whether the other packages of docs/coming_from have to be there."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 
 def pytest_addoption(parser):
     parser.addoption("--site", type=Path, help="check the site that `python -m mkdocs build` wrote to this folder")
+    parser.addoption("--peers", action="store_true", help="fail where a package that docs/coming_from needs is missing")
 
 
 def pytest_ignore_collect(collection_path, config):
