@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-install test-deploy test-clients test-gpu docs test-docs api contract record lint notebooks bench results clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-install test-deploy test-clients test-coming-from test-gpu docs test-docs api contract record lint notebooks bench results clean
 
 install: .venv/.installed
 
@@ -120,6 +120,10 @@ record: install
 # Executes every notebook in full and keeps its output; `make test` executes them in a fast mode.
 notebooks: install
 	$(BIN)/python notebooks/execute.py
+
+# The pages that show another package's call beside ours; the packages are those of the benchmarks.
+test-coming-from: .venv-bench/.installed
+	OMP_NUM_THREADS=1 .venv-bench/bin/python -m pytest -rs tests/docs/test_coming_from.py --peers
 
 # Times this package beside its peers, whose packages come into an environment of their own on top of this one; writes benchmarks/results.md.
 bench: .venv-bench/.installed
