@@ -26,6 +26,9 @@ from lightning_uq.writing import replacing
 
 _MUST = "`path` must name a checkpoint"
 
+SHARDED_METADATA = "meta.pt"
+"""The file of a sharded checkpoint's directory that holds all but weights and optimizers."""
+
 LIGHTNING_VERSION = "pytorch-lightning_version"
 """A key of every Lightning checkpoint. The weights may have another key than ``state_dict``, if a hook moved them."""
 
@@ -80,6 +83,11 @@ def is_file(path: str | Path) -> bool:
     if str(path).startswith(("http://", "https://")):
         return False
     return bool(get_filesystem(path).isfile(str(path)))
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a checkpoint exists at a path: a file, or a directory into which each rank wrote its shard of the weights."""
+    return is_file(path) or is_file(in_folder(path, SHARDED_METADATA))
 
 
 def in_folder(folder: str | Path, name: str) -> str:
@@ -246,7 +254,8 @@ def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: str |
         try:
             # A remote file becomes visible when it is closed, as a whole.
             with replacing(path) if is_local_path(str(path)) else nullcontext(path) as target:
-                strategy.save_checkpoint(checkpoint, target)
+                # `ModelParallelStrategy.save_checkpoint` is a collective.
+                strategy.checkpoint_io.save_checkpoint(checkpoint, target)
                 finish_writing(strategy)
         except Exception as caught:
             error = caught

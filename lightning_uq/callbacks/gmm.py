@@ -82,6 +82,8 @@ class FitGMM(FeatureCallback):
         torch.Size([80])
     """
 
+    runs_sharded = True
+
     def __init__(
         self,
         *,

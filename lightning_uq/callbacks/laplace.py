@@ -90,6 +90,7 @@ class FitLaplace(FeatureCallback):
 
     score_name = "laplace"
     recalibrates = True
+    runs_sharded = True
 
     def __init__(
         self,

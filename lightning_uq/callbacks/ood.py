@@ -17,6 +17,7 @@ from lightning_uq.functional.scores import NEED_LOGITS
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.padding_mask import padding_mask_of
+from lightning_uq.networks.sharding import GatheredStage
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.finite import unusable_rows
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
@@ -155,7 +156,7 @@ class OODDetection(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reject invalid settings before anything runs."""
-        check_strategy(trainer, type(self).__name__)
+        check_strategy(trainer, type(self).__name__, runs_sharded=True)
         self._step_input = StepInput()
         if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
             raise UnsupportedError(
@@ -164,8 +165,9 @@ class OODDetection(Callback):
         self._scored(pl_module, trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the loaders."""
+        """Find the loaders, and gather the parameters of a sharded model, since ranks may have different numbers of rows to score."""
         self._reset()
+        self._gathered.start(pl_module)
         self.read.inferred_task = None  # the test set may be a different one
         number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
@@ -236,6 +238,7 @@ class OODDetection(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the scores."""
+        self._gathered.end()
         self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -245,6 +248,7 @@ class OODDetection(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free the scores."""
+        self._gathered.end()
         self._step_input.drop()
         self._reset()
 

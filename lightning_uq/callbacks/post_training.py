@@ -24,6 +24,7 @@ from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
+from lightning_uq.networks.sharding import GatheredStage
 from lightning_uq.running.averages import averaged_copies
 from lightning_uq.running.best_weights import BestCheckpoint, weights_of
 from lightning_uq.running.classes import check_targets
@@ -67,11 +68,15 @@ class PostTrainingCallback(FittingCallback):
         super().__init__(**fitting)
         self._step_input = StepInput()
         self._best = BestCheckpoint()
+        self._gathered = GatheredStage()
 
     # ------------------------------------------------------------------ for subclasses
 
     fitting_data: ClassVar[FittingData] = ValidationData()
     """The fitting data if no ``dataloader`` was given."""
+
+    runs_sharded: ClassVar[bool] = False
+    """Whether the fit was tested with a model that FSDP2 shards over the ranks."""
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:  # optional
         """Raise the errors of :meth:`fit_tensors` before the training, as far as one batch shows them."""
@@ -97,7 +102,7 @@ class PostTrainingCallback(FittingCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reject untested strategies, and discard earlier verifications."""
-        check_strategy(trainer, type(self).__name__)
+        check_strategy(trainer, type(self).__name__, runs_sharded=self.runs_sharded)
         self._verified = False
         self._step_input = StepInput()
         self._best = BestCheckpoint()
@@ -235,8 +240,8 @@ class PostTrainingCallback(FittingCallback):
             best = self._best.find(trainer, type(self).__name__, is_required=self.weights == "best")
         with weights_of(best, trainer, pl_module):
             self._fit(trainer, pl_module, loader)
+            self._write(best, trainer, pl_module)
         self._known_loader = loader
-        self._write(best, trainer, pl_module)
         self._attach_to(pl_module, verified=False)
         self._verified = False
         if starts_processes(trainer) and self is post_training_callbacks(trainer)[-1]:
@@ -245,6 +250,7 @@ class PostTrainingCallback(FittingCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Clear the state after an interrupted fit, and restore ``predict_step`` after an interrupted prediction."""
         unwrap_predict_step(pl_module)
+        self._gathered.end()
         self._step_input.drop()
         if trainer.state.fn == TrainerFn.FITTING:
             self._forget(pl_module)
@@ -275,7 +281,8 @@ class PostTrainingCallback(FittingCallback):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
             self.logits.agree_on_task(pl_module, trainer)
-            fingerprint = weights_fingerprint(pl_module)
+        # After the pass, since gathered weights may have another dtype than those that are trained.
+        fingerprint = weights_fingerprint(pl_module)
         self._set(to_cpu(tensors), fingerprint)
 
     def _write(self, best: str | None, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -332,6 +339,10 @@ class PostTrainingCallback(FittingCallback):
         """Compare the input of the module's step with the input that is read."""
         self._step_input.end(pl_module, "test_step")
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the parameters of a sharded model: for a prediction, Lightning may give a rank one batch less than another."""
+        self._gathered.start(pl_module)
+
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Verify at the first batch of ``trainer.predict``. With ``attach``, replace the predictions of a foreign module."""
         if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
@@ -353,8 +364,9 @@ class PostTrainingCallback(FittingCallback):
         self._verify(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the ``predict_step`` of a foreign module."""
+        """Restore the ``predict_step`` of a foreign module, and the shards of its parameters."""
         unwrap_predict_step(pl_module)
+        self._gathered.end()
 
     def _verify(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Use the state in memory, else a sibling file, else refit, else raise; once per stage. Returns whether it ran now."""

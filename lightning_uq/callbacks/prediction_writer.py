@@ -26,10 +26,12 @@ from lightning_uq.callbacks.prediction_files import (
 )
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.sharding import GatheredStage
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raising_on_all_ranks
+from lightning_uq.strategies import check_strategy
 from lightning_uq.writing import PARTIAL
 
 
@@ -125,6 +127,7 @@ class PredictionWriter(Callback):
         self._files: dict[int, PredictionFile] = {}
         self._counts: dict[int, int] = {}
         self._warned = False
+        self._gathered = GatheredStage()
 
     # ------------------------------------------------------------------ hooks
 
@@ -132,6 +135,7 @@ class PredictionWriter(Callback):
         """Raise errors before the first batch that would otherwise come after the last."""
         if stage != "predict":
             return
+        check_strategy(trainer, type(self).__name__, runs_sharded=True)
         if is_param_in_hook_signature(pl_module.predict_step, "dataloader_iter", explicit=True):
             raise UnsupportedError(
                 "PredictionWriter does not support `predict_step(dataloader_iter)`, which hides batches from hooks."
@@ -152,6 +156,10 @@ class PredictionWriter(Callback):
                     f"`output_dir` already holds predictions: {found[0]}. Pass `overwrite=True` to replace them, or another "
                     "directory."
                 )
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the parameters of a sharded model: for a prediction, Lightning may give a rank one batch less than another."""
+        self._gathered.start(pl_module)
 
     def on_predict_batch_end(
         self,
@@ -182,6 +190,7 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the files their names once all ranks are done, and remove those of an earlier run."""
+        self._gathered.end()
         for file in self._files.values():
             file.close()
         trainer.strategy.barrier("lightning_uq_predictions")
@@ -196,6 +205,7 @@ class PredictionWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove incomplete files."""
+        self._gathered.end()
         self._discard()
         if trainer.state.fn == TrainerFn.PREDICTING and starts_processes(trainer):
             for path in self.output_dir.glob(f".predictions*.{self.format}{PARTIAL}"):

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_uq._lightning import dump_checkpoint
 from lightning_uq.checkpoint_files import beside, in_folder, is_file, plain_part, read_checkpoint, write_checkpoint
 from lightning_uq.errors import InputError
+from lightning_uq.networks.sharding import is_sharded, whole_state_dict
 from lightning_uq.running.best_weights import model_checkpoints, read_back
 from lightning_uq.running.fitted_state import FittedState, holds_fit
 from lightning_uq.running.logits import is_uncertainty_module
@@ -39,7 +40,7 @@ def write_sibling(
     """Write the fitted weights together with the fitted states, as plain data. A collective.
 
     Args:
-        best: The checkpoint with these weights, whose sibling is written; None writes the last weights to ``uq-last.ckpt``.
+        best: The checkpoint whose weights the module has now, and whose sibling is written; None writes the last weights to ``uq-last.ckpt``.
         states: State by callback key; None for a callback that was not fitted on these weights.
         written: Files that this training's callbacks wrote and may replace.
         trainer: The Trainer of the fit.
@@ -52,7 +53,13 @@ def write_sibling(
     path = sibling_path(best) if best is not None else _path_of_last(trainer, written)
     if path is None:
         return None
-    checkpoint = with_states(read_back(best, trainer) if best is not None else _last(trainer), states, module)
+    content = read_back(best, trainer) if best is not None else _last(trainer)
+    if is_sharded(module):
+        # One file with the whole weights can be read on any number of ranks. Rank 0 alone gets them.
+        content["state_dict"] = whole_state_dict(module)
+        if best is None or not is_file(best):
+            content.pop("optimizer_states", None)  # this rank's shards
+    checkpoint = with_states(content, states, module)
     if path not in written:
         report_left_out(path, checkpoint)
     write_checkpoint(trainer.strategy, checkpoint, path)

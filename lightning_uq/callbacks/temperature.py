@@ -61,6 +61,7 @@ class TemperatureScaling(Calibration):
     """
 
     tensor_name = "temperature"
+    runs_sharded = True
 
     def __init__(
         self,

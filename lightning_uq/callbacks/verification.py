@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_uq.callbacks.sibling import sibling_path
 from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.errors import InputError
-from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks.fingerprint import agree, coarsest_dtype, weights_fingerprint
+from lightning_uq.networks.sharding import is_sharded
 from lightning_uq.running.fitted_state import FittedState
 
 
@@ -53,18 +54,21 @@ class Fit:
 def decide(fit: Fit, trainer: Trainer, module: LightningModule) -> Decision:
     """Choose the state in memory, else a sibling file, else a refit, else an error. Rank 0 decides for all ranks. A collective."""
     decision: Decision | None = None
+    if trainer.is_global_zero or is_sharded(module):  # no rank reads sharded weights alone
+        current, dtype = weights_fingerprint(module), coarsest_dtype(module)
     if trainer.is_global_zero:
-        current = weights_fingerprint(module)
-        if fit.fingerprint is not None and same_weights(fit.fingerprint, current, module):
+        if fit.fingerprint is not None and agree(fit.fingerprint, current, dtype):
             decision = Decision("keep")
         else:
-            decision = _look_up(fit, trainer, module, current)
+            decision = _look_up(fit, trainer, module, current, dtype)
     decision = trainer.strategy.broadcast(decision)
     assert decision is not None
     return decision
 
 
-def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tensor) -> Decision:
+def _look_up(
+    fit: Fit, trainer: Trainer, module: LightningModule, current: Tensor, dtype: torch.dtype
+) -> Decision:
     tested = trainer.ckpt_path
     siblings = [fit.path] if tested is None else [sibling_path(tested), fit.path]
     refusal: str | None = None
@@ -77,11 +81,11 @@ def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tenso
         except InputError as error:  # the caller shares the error with the other ranks
             refusal = str(error)
             continue
-        if state is not None and state.fingerprint is not None and same_weights(state.fingerprint, current, module):
+        if state is not None and state.fingerprint is not None and agree(state.fingerprint, current, dtype):
             refusal = state.refusal(fit.settings, fit.key)
             if refusal is None:
                 return Decision("load", path, state.to_dict())
-    if tested is not None and _holds_raw_weights(str(tested), module):
+    if tested is not None and not is_sharded(module) and _holds_raw_weights(str(tested), module):
         return Decision(
             "error",
             f"The weights in memory are not those of {tested}, but the raw ones that it stores beside the average: the "

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq.functional.precision import to_float64
+from lightning_uq.networks.sharding import full_tensor, sharded
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes for which a fingerprint has a number, in order."""
@@ -29,7 +30,8 @@ def weights_fingerprint(module: nn.Module) -> Tensor:
     It has one number per dtype in :data:`DTYPES`, so that weights fitted in one precision are recognized in another
     (:func:`same_weights`). Each number is a wrap-around sum over the bits of every value times a hash of its position and its
     tensor's name, so one changed bit or two swapped rows change it. The names that ``torch.compile`` adds are removed, and
-    the states of torchmetrics are skipped, because they change while a model is tested.
+    the states of torchmetrics are skipped, because they change while a model is tested. The fingerprint of a module that is sharded
+    over ranks is that of the whole module, on any number of ranks; it gathers one parameter at a time, a collective.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -42,26 +44,43 @@ def weights_fingerprint(module: nn.Module) -> Tensor:
         False
     """
     total = torch.zeros(len(DTYPES), dtype=torch.int64)
-    for name, tensor in persistent_tensors(module):
-        salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
-        total += _hashes(tensor.detach()).cpu() * (salt | 1)
+    with sharded(module):
+        for name, tensor in persistent_tensors(module):
+            salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+            total += _hashes(full_tensor(tensor.detach())).cpu() * (salt | 1)
     return total
 
 
 def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
-    """Whether two fingerprints agree in the coarsest floating dtype that the weights of ``module`` have or had.
+    """Whether two fingerprints agree in the coarsest floating dtype that the weights of ``module`` have or had: :func:`coarsest_dtype`."""
+    return agree(fitted, current, coarsest_dtype(module))
+
+
+def agree(fitted: Tensor, current: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two fingerprints agree in a dtype."""
+    position = DTYPES.index(dtype)
+    return bool(fitted[position].cpu() == current[position].cpu())
+
+
+def coarsest_dtype(module: nn.Module) -> torch.dtype:
+    """The coarsest floating dtype that the weights of ``module`` have or had. A collective if they are float64 and sharded.
 
     In a float64 run, Lightning loads a checkpoint into float32 weights before it casts them to float64. Weights that float32
     represents exactly are therefore compared as float32.
     """
-    tensors = [tensor.detach() for _, tensor in persistent_tensors(module) if tensor.is_floating_point()]
-    held = {tensor.dtype for tensor in tensors}
-    coarsest = max((i for i, dtype in enumerate(DTYPES) if dtype in held), default=0)
-    if DTYPES[coarsest] == torch.float64 and all(
-        torch.equal(piece, piece.float().to(piece.dtype)) for tensor in tensors for piece in pieces(tensor)
-    ):
-        coarsest = DTYPES.index(torch.float32)
-    return bool(fitted[coarsest].cpu() == current[coarsest].cpu())
+    with sharded(module):
+        tensors = [tensor.detach() for _, tensor in persistent_tensors(module) if tensor.is_floating_point()]
+        held = {tensor.dtype for tensor in tensors}
+        coarsest = next((dtype for dtype in reversed(DTYPES) if dtype in held), DTYPES[0])
+        # A list, since every rank must gather every tensor.
+        if coarsest == torch.float64 and all([_is_float32(full_tensor(tensor)) for tensor in tensors]):
+            return torch.float32
+        return coarsest
+
+
+def _is_float32(tensor: Tensor) -> bool:
+    """Whether float32 represents all values exactly."""
+    return all(torch.equal(piece, piece.float().to(piece.dtype)) for piece in pieces(tensor))
 
 
 def persistent_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,6 +1,6 @@
 """The weights that a callback fits on: those of the best checkpoint, or the last ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_uq.checkpoint_files import finish_writing, is_file, reading
+from lightning_uq.checkpoint_files import SHARDED_METADATA, finish_writing, in_folder, is_checkpoint, is_file, reading
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.sharding import is_sharded, sharded
 from lightning_uq.running.kept import run_revocably, tensors_put_back
 
 
@@ -99,7 +101,7 @@ class BestCheckpoint:
         own = [one for one in saved if self._earlier.get(one.state_key) != _path_and_score(one)]
         if own:
             path = own[0].best_model_path
-            if not is_file(path):
+            if not is_checkpoint(path):
                 return None, f"the best checkpoint {path} no longer exists"
             _report_choice(own[0], monitored, trainer)
             return path, None
@@ -126,7 +128,7 @@ def _report_choice(chosen: ModelCheckpoint, among: Sequence[ModelCheckpoint], tr
 
 
 def read_back(path: str, trainer: Trainer) -> dict[str, Any]:
-    """The checkpoint that this training wrote.
+    """The checkpoint that this training wrote. A sharded one lacks the weights and the optimizers.
 
     A file in the directory of the Trainer's own ModelCheckpoint is trusted, since it is the user's own, and may hold any object, such as
     a network among the hyper-parameters. A ``best_model_path`` elsewhere came with a resumed checkpoint, and must hold plain data.
@@ -134,17 +136,33 @@ def read_back(path: str, trainer: Trainer) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read.
     """
+    strategy = trainer.strategy
+    file = path if is_file(path) else in_folder(path, SHARDED_METADATA)
+    # `ModelParallelStrategy.load_checkpoint` loads the weights into the module.
+    source = strategy.checkpoint_io if is_instance(strategy, ModelParallelStrategy) else strategy
+    return _read(path, trainer, lambda trust: source.load_checkpoint(file, weights_only=not trust))
+
+
+def _load_sharded(path: str, trainer: Trainer) -> dict[str, Any]:
+    """Load the weights of a checkpoint into the sharded module, as Lightning does, and return its other entries. A collective."""
+    strategy = trainer.strategy
+    optimizers, strategy.optimizers = strategy.optimizers, []  # whose states it would load too
+    try:
+        return _read(path, trainer, lambda trust: strategy.load_checkpoint(path, weights_only=not trust))
+    finally:
+        strategy.optimizers = optimizers
+
+
+def _read(path: str, trainer: Trainer, read: Callable[[bool], dict[str, Any]]) -> dict[str, Any]:
     is_own = any(one.dirpath and _is_below(path, str(one.dirpath)) for one in model_checkpoints(trainer))
-    checkpoint: dict[str, Any]
     try:
         with reading(path, "The best checkpoint must hold weights and plain data"):
-            checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+            return read(False)
     except InputError:
         if not is_own:
             raise
         with reading(path, "The best checkpoint must be readable"):
-            checkpoint = trainer.strategy.load_checkpoint(path, weights_only=False)
-    return checkpoint
+            return read(True)
 
 
 def _is_below(path: str, directory: str) -> bool:
@@ -158,8 +176,8 @@ def weights_of(path: str | None, trainer: Trainer, module: LightningModule) -> I
     They are loaded like in ``trainer.validate(ckpt_path=path)``, through the module's ``on_load_checkpoint``.
     """
     if path is not None:
-        with tensors_put_back([*module.parameters(), *module.buffers()]):
-            checkpoint = read_back(path, trainer)
+        with sharded(module), tensors_put_back([*module.parameters(), *module.buffers()]):
+            checkpoint = _load_sharded(path, trainer) if is_sharded(module) else read_back(path, trainer)
             revoke = run_revocably(module, lambda: _load(checkpoint, trainer, module))
             try:
                 yield

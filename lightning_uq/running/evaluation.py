@@ -1,7 +1,7 @@
 """One pass over a model inside a hook: in evaluation mode, on its device, and with everything restored afterwards."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_uq._lightning import before_transfer, transferred
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.sharding import gathered
 
 
 @contextmanager
@@ -24,7 +25,8 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
         model: The module whose train/eval modes are set and restored, for each submodule.
         trainer: The Trainer inside whose hook this runs.
         fitting: For a pass over fitting data. The trainer's stage is set to validating, so that a user's
-            ``on_after_batch_transfer`` does not augment. Inference mode is off, since fitted tensors outlive the pass.
+            ``on_after_batch_transfer`` does not augment. Inference mode is off, since fitted tensors outlive the pass. The parameters of a
+            sharded model are gathered, since ranks may have different numbers of batches.
     """
     modes = [(module, module.training) for module in model.modules()]
     logs = (
@@ -35,7 +37,11 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
     rng = isolate_rng(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
     rng.__enter__()
     try:
-        with torch.inference_mode(torch.is_inference_mode_enabled() and not fitting), torch.no_grad():
+        with (
+            torch.inference_mode(torch.is_inference_mode_enabled() and not fitting),
+            torch.no_grad(),
+            gathered(model) if fitting else nullcontext(),
+        ):
             model.eval()
             for name in logs:  # a `forward` that logs would log again, under this hook's name
                 model.__dict__[name] = _silent

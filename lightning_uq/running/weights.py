@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_uq.networks.fingerprint import persistent_tensors, pieces, same_weights, weights_fingerprint
+from lightning_uq.networks.sharding import local_tensor
 
 _BLOCK = 1024
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -42,12 +43,13 @@ def weights_mark(module: nn.Module) -> WeightsMark | None:
         >>> before == weights_mark(network)
         False
     """
-    tensors = [tensor for _, tensor in persistent_tensors(module)]
+    held = [tensor for _, tensor in persistent_tensors(module)]
+    tensors = [local_tensor(tensor) for tensor in held]  # the shards of this rank
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return WeightsMark(
         sum(tensor._version for tensor in tensors),
-        tuple((id(tensor), tensor.dtype, tensor.device, tensor.storage_offset()) for tensor in tensors),
+        tuple((id(tensor), tensor.dtype, tensor.device, tensor.storage_offset()) for tensor in held),
         tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors),  # type: ignore[no-untyped-call]
         _sums([tensor.detach() for tensor in tensors]),
     )
