@@ -1,5 +1,6 @@
 """Strategies that shard the model are refused by name; the others are not."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -25,3 +26,19 @@ def test_sharded_strategies_are_refused(strategy):
 @pytest.mark.parametrize("strategy", [SingleDeviceStrategy, DDPStrategy])
 def test_others_are_not(strategy):
     check_strategy(SimpleNamespace(strategy=strategy.__new__(strategy)), "Some")
+
+
+@pytest.mark.parametrize(
+    ("size", "refusal"), [(1, None), (2, "Some does not support tensor parallelism, .*`tensor_parallel_size=2`")]
+)
+def test_a_caller_that_runs_sharded_needs_data_parallel_ranks(size, refusal):
+    strategy = ModelParallelStrategy.__new__(ModelParallelStrategy)
+    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: size)}
+    trainer = SimpleNamespace(strategy=strategy)
+    with pytest.raises(UnsupportedError, match=refusal) if refusal else nullcontext():
+        check_strategy(trainer, "Some", runs_sharded=True)
+    with pytest.raises(UnsupportedError, match="Some does not support ModelParallelStrategy yet"):
+        check_strategy(trainer, "Some")
+    trainer.strategy = FSDPStrategy.__new__(FSDPStrategy)
+    with pytest.raises(UnsupportedError, match="Some does not support FSDPStrategy yet"):
+        check_strategy(trainer, "Some", runs_sharded=True)

@@ -83,7 +83,7 @@ class OODDetection(Callback):
     Raises:
         InputError: An argument is invalid; there is no loader, or an empty one; the outputs are not a classifier's logits; a
             score is NaN. An error on one rank is raised on all.
-        UnsupportedError: Under FSDP, DeepSpeed or model parallelism, or with ``test_step(dataloader_iter)``.
+        UnsupportedError: Under FSDP1, DeepSpeed or tensor parallelism, or with ``test_step(dataloader_iter)``.
 
     Example:
         >>> x = torch.tensor([[4.0, 0.0], [0.0, 3.0], [0.1, 0.0]])
@@ -123,6 +123,7 @@ class OODDetection(Callback):
         self.level = level
         self.masks = masks
         self._step_input = StepInput()
+        self._gathered = GatheredStage()
         check_choice("fpr95_positive", fpr95_positive, ("in", "out"))
         self.fpr95_positive: Literal["in", "out"] = fpr95_positive
         self._reset()

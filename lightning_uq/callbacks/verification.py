@@ -66,9 +66,7 @@ def decide(fit: Fit, trainer: Trainer, module: LightningModule) -> Decision:
     return decision
 
 
-def _look_up(
-    fit: Fit, trainer: Trainer, module: LightningModule, current: Tensor, dtype: torch.dtype
-) -> Decision:
+def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tensor, dtype: torch.dtype) -> Decision:
     tested = trainer.ckpt_path
     siblings = [fit.path] if tested is None else [sibling_path(tested), fit.path]
     refusal: str | None = None

@@ -133,7 +133,7 @@ def _keep_gathered(part: Any) -> Any:
     """
     state = part._get_fsdp_state()
     is_auto = getattr(state, "_auto_reshard_after_forward", False)
-    # Before torch 2.10 or so a module has at most one group.
+    # In earlier releases of torch, a module has at most one group.
     groups = getattr(state, "_fsdp_param_groups", None)
     groups = [one for one in ([state._fsdp_param_group] if groups is None else groups) if one is not None]
     kept = [(group, group.post_forward_mesh_info, group.reshard_after_backward) for group in groups]
