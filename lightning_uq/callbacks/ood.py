@@ -59,16 +59,13 @@ class OODDetection(Callback):
         scores: Names of the scores of the task's predictions (see ``Task.score_names``) or of an :class:`OODScorer`, functions
             ``logits [Z, B, C] -> [B]``, or a mapping from a name to either. None: the module's own ``ood_score`` (or
             :data:`DEFAULT_SCORES` for a module without one), and all scores of other callbacks of the Trainer.
-        predict_fn: ``predict_fn(model, x)`` returns the input of ``output``: logits [B, C], or [Z, B, C] for an ensemble. By default,
-            the module's ``forward``.
+        predict_fn: ``predict_fn(model, x)`` returns the input of ``output``: logits [B, C], or [Z, B, C] for an ensemble. Default ``forward``.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; only the ``ignore_index`` of a map's target is used. Default ``(x, y)``, a bare ``x`` or
             a mapping with ``input``.
         output: What the module (or ``predict_fn``) returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function
             that picks the logits. The first batch is checked. With probabilities or log-probabilities, ``energy`` and ``max_logit`` are unavailable.
-        task: What the outputs of an unmodified module mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
-            per input.
-        in_distribution: The index of the in-distribution test loader, if there are several (the others may
-            be shifted versions of it); None pools all of them.
+        task: What the outputs of an unmodified module mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label per input.
+        in_distribution: The index of the in-distribution test loader, if there are several (the others may be shifted versions of it); None pools all of them.
         level: For predictions that are maps, such as a segmentation's. "image": each input has two scores, the mean and
             the maximum over its positions, logged as ``<score>/mean`` and ``<score>/max``. "pixel": the positions of the test set
             are compared with those of an ``ood`` loader, logged as ``<score>/pixel``. Positions whose target is the task's
@@ -77,8 +74,7 @@ class OODDetection(Callback):
             with a bin width of 0.05 %, so memory does not grow with the number of pixels.
         masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions with value 1 are out of
             distribution, and all others are skipped. Without masks, all counted positions are out of distribution.
-        fpr95_positive: The class of which ``ood_fpr95`` accepts 95 %: "in" or "out". :class:`~lightning_uq.metrics.OODFPR95` lists who
-            reports which.
+        fpr95_positive: The class of which ``ood_fpr95`` accepts 95 %: "in" or "out": see :class:`~lightning_uq.metrics.OODFPR95`.
 
     Raises:
         InputError: An argument is invalid; there is no loader, or an empty one; the outputs are not a classifier's logits; a

@@ -41,15 +41,13 @@ from lightning_uq.strategies import check_strategy
 class PostTrainingCallback(FittingCallback):
     """Fits tensors in ``on_train_end``, stores them with their weights, and never uses them with others.
 
-    A subclass defines what to fit (:meth:`fit_tensors`), on which data by default (:attr:`fitting_data`), and how it changes
-    predictions (:meth:`transform`). After a fit, ``uq_ckpt_path`` names a checkpoint with the weights and the fitted
-    states of all such callbacks: a copy ``<best>-uq.ckpt`` beside the best checkpoint, or ``uq-last.ckpt``. ``validate``,
-    ``test`` and ``predict`` find it automatically. If the weights differ, the callbacks refit from the known loader, or
-    an error explains what to do.
+    A subclass defines what to fit (:meth:`fit_tensors`), on which data by default (:attr:`fitting_data`), and how it changes predictions
+    (:meth:`transform`). After a fit, ``uq_ckpt_path`` names a checkpoint with the weights and the fitted states of all such callbacks: a copy
+    ``<best>-uq.ckpt`` beside the best checkpoint, or ``uq-last.ckpt``. ``validate``, ``test`` and ``predict`` find it automatically. If the
+    weights differ, the callbacks refit from the known loader, or an error explains what to do.
 
-    A fit attaches the transform to a module of this package, so ``module.predict(x)`` equals ``trainer.predict``, and
-    a Trainer without this callback uses the transform too. The next fit or ``handle.remove()`` detaches it, but a Trainer with
-    this callback attaches it again in its next ``validate``, ``test`` or ``predict``.
+    A fit attaches the transform to a module of this package, so ``module.predict(x)`` equals ``trainer.predict``, and a Trainer without this
+    callback uses it too. The next fit or ``handle.remove()`` detaches it, but a Trainer with this callback attaches it again when it runs.
 
     Args:
         fitting: Arguments of :class:`FittingCallback`.
@@ -76,7 +74,7 @@ class PostTrainingCallback(FittingCallback):
     """The fitting data if no ``dataloader`` was given."""
 
     runs_sharded: ClassVar[bool] = False
-    """Whether the fit was tested with a model that FSDP2 shards over the ranks."""
+    """Whether the fit was tested with a model sharded by FSDP2."""
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:  # optional
         """Raise the errors of :meth:`fit_tensors` before the training, as far as one batch shows them."""
@@ -114,8 +112,7 @@ class PostTrainingCallback(FittingCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the state, and raise errors now that would otherwise come after the training."""
         self._forget(pl_module)
-        self.logits.inferred_task = None
-        self.uq_ckpt_path = None
+        self.logits.inferred_task = self.uq_ckpt_path = None
         self._seen = self._label_error = None
         self._checks_epoch, self.waits = True, False
         self._trained, self._warned_of_exchange = None, False
@@ -281,9 +278,7 @@ class PostTrainingCallback(FittingCallback):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
             self.logits.agree_on_task(pl_module, trainer)
-        # After the pass, since gathered weights may have another dtype than those that are trained.
-        fingerprint = weights_fingerprint(pl_module)
-        self._set(to_cpu(tensors), fingerprint)
+        self._set(to_cpu(tensors), weights_fingerprint(pl_module))
 
     def _write(self, best: str | None, trainer: Trainer, pl_module: LightningModule) -> None:
         ours = post_training_callbacks(trainer)

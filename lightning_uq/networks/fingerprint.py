@@ -73,7 +73,7 @@ def coarsest_dtype(module: nn.Module) -> torch.dtype:
         held = {tensor.dtype for tensor in tensors}
         coarsest = next((dtype for dtype in reversed(DTYPES) if dtype in held), DTYPES[0])
         # A list, since every rank must gather every tensor.
-        if coarsest == torch.float64 and all([_is_float32(full_tensor(tensor)) for tensor in tensors]):
+        if coarsest == torch.float64 and all([_is_float32(full_tensor(tensor)) for tensor in tensors]):  # noqa: C419
             return torch.float32
         return coarsest
 
