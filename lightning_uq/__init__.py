@@ -55,9 +55,9 @@ if TYPE_CHECKING:
         EvidentialModule,
         EvidentialRegressionModule,
         HypermodelModule,
-        MemberParallelStrategy,
         UncertaintyModule,
     )
+    from lightning_uq.modules.member_parallel import MemberParallelStrategy
     from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory, export_fitted
     from lightning_uq.predictions import (
         BernoulliPrediction,
@@ -178,6 +178,7 @@ _ROOMS = (
     "metrics",
     "networks",
     "modules",
+    "modules.member_parallel",
     "callbacks",
     "active_learning",
     "compare",

@@ -18,6 +18,7 @@ ROOMS = [
     "losses",
     "metrics",
     "modules",
+    "modules.member_parallel",
     "networks",
     "predictions",
     "tasks",

@@ -10,7 +10,6 @@ from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.modules.evidential_regression import EvidentialRegressionModule
 from lightning_uq.modules.hypermodel import HypermodelModule
-from lightning_uq.modules.member_parallel.strategy import MemberParallelStrategy
 
 __all__ = [
     "BayesByBackpropModule",
@@ -22,6 +21,5 @@ __all__ = [
     "EvidentialModule",
     "EvidentialRegressionModule",
     "HypermodelModule",
-    "MemberParallelStrategy",
     "UncertaintyModule",
 ]

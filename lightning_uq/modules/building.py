@@ -22,6 +22,8 @@ from lightning_uq.networks.ensemble import (
     BatchEnsembleNetwork,
     EnsembleNetwork,
     Execution,
+    LoraEnsembleNetwork,
+    RowEnsembleNetwork,
     SharedTrunkNetwork,
     build_ensemble,
 )
@@ -177,10 +179,12 @@ def run_members(
     return build_ensemble(members, execution, output=output)
 
 
-def share_weights(network: nn.Module, num_members: int, output: Output, seed: int) -> BatchEnsembleNetwork:
-    """Members that share a network's weights up to factors, which are drawn under the seed of the member after the last."""
+def share_weights(network: nn.Module, num_members: int, sharing: Any, output: Output, seed: int) -> RowEnsembleNetwork:
+    """Members that share a network's weights: a BatchEnsemble, or LoRA adapters. Their own values are drawn under the seed of the member after the last."""
     with RandomStream(member_seed(seed, num_members)).active():
-        return BatchEnsembleNetwork(network, num_members, output)
+        if sharing == "batch_ensemble":
+            return BatchEnsembleNetwork(network, num_members, output)
+        return LoraEnsembleNetwork(network, sharing, num_members, output)
 
 
 def on_trunk(heads: EnsembleNetwork, trunk: nn.Module | Callable[[], nn.Module], seed: int) -> SharedTrunkNetwork:
@@ -223,7 +227,6 @@ def check_arguments(**given: Any) -> None:
             f"{'without' if given['prior_network'] is None else 'with'} a prior network. You can pass the same factory as `network`."
         )
     choices = {
-        "sharing": (None, "batch_ensemble"),
         "adversarial_scale": ("range", "absolute"),
         "bootstrap": (None, "none", "bernoulli", "exponential", "poisson", "uniform"),
     }

@@ -39,7 +39,7 @@ from lightning_uq.modules.member_files import (
     read_member_files,
 )
 from lightning_uq.modules.member_losses import sum_of_losses
-from lightning_uq.modules.member_parallel.share import MemberShare
+from lightning_uq.modules.member_share import MemberShare
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
@@ -99,7 +99,7 @@ class EnsembleModule(UncertaintyModule):
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
         trunk: A network, or a factory of it, that all members share: it runs once, and ``network`` builds heads on its output. It is trained by
             the mean of their losses. If none of its parameters requires a gradient, it is frozen and in eval mode.
-        sharing: ``"batch_ensemble"``: the members share all weights but factors of rank one (:class:`networks.BatchEnsembleNetwork`).
+        sharing: ``"batch_ensemble"`` (:class:`networks.BatchEnsembleNetwork`), or a ``peft.LoraConfig`` (:class:`networks.LoraEnsembleNetwork`).
         training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one parameter group per member, or with
             one group of stacked parameters. LightningModules bring their own optimizer and loss. ``bootstrap`` is a shortcut for a
             ``data_noise`` that this module seeds.
@@ -141,7 +141,7 @@ class EnsembleModule(UncertaintyModule):
         seed: int | None = None,
         execution: Execution = "auto",
         trunk: nn.Module | Factory | Callable[[], nn.Module] | None = None,
-        sharing: Literal["batch_ensemble"] | None = None,
+        sharing: Any = None,
         **training: Any,
     ) -> None:
         seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
@@ -175,7 +175,7 @@ class EnsembleModule(UncertaintyModule):
         if sharing is None:
             whole = run_members(members, execution, output, optimizer, has_predict_fn=has_predict_fn)
         else:
-            whole = share_weights(members[0], num_members, output, seed)
+            whole = share_weights(members[0], num_members, sharing, output, seed)
         super().__init__(whole if trunk is None else on_trunk(whole, trunk, seed), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_uq.modules.member_parallel.share import MemberShare
+from lightning_uq.modules.member_share import MemberShare
 from lightning_uq.networks.held_buffers import held_buffers
 
 if TYPE_CHECKING:

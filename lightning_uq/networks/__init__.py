@@ -7,6 +7,7 @@ from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import (
     BatchEnsembleNetwork,
     EnsembleNetwork,
+    LoraEnsembleNetwork,
     SharedTrunkNetwork,
     StackedEnsembleNetwork,
     VmapEnsembleNetwork,
@@ -74,6 +75,7 @@ __all__ = [
     "HypermodelNetwork",
     "IndexMLP",
     "Indexer",
+    "LoraEnsembleNetwork",
     "NetworkWithPrior",
     "NullFunction",
     "OutputReader",

@@ -17,7 +17,7 @@ from lightning_uq.functional.validation import check_integer
 from lightning_uq.losses.index import takes_indices
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.member_parallel.states import joined, narrowed, own_entries
-from lightning_uq.networks.ensemble import BatchEnsembleNetwork, EnsembleNetwork, SharedTrunkNetwork
+from lightning_uq.networks.ensemble import EnsembleNetwork, RowEnsembleNetwork, SharedTrunkNetwork
 from lightning_uq.running.averages import averaged_copies
 
 
@@ -98,7 +98,7 @@ class MemberParallelStrategy(DDPStrategy):
                 f"MemberParallelStrategy needs a loss of a single member, but `loss` is computed over all members together "
                 f"({ensemble.loss!r}). Use strategy='ddp'."
             )
-        if isinstance(ensemble.network, SharedTrunkNetwork | BatchEnsembleNetwork):
+        if isinstance(ensemble.network, SharedTrunkNetwork | RowEnsembleNetwork):
             raise UnsupportedError(
                 "MemberParallelStrategy cannot train members that share weights. Use strategy='ddp'."
             )

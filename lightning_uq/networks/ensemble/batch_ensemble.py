@@ -1,19 +1,16 @@
 """BatchEnsemble: members that share their weights up to a factor of rank one."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.ensemble.loop import EnsembleNetwork
+from lightning_uq.errors import UnsupportedError
+from lightning_uq.networks.ensemble.rows import MemberLayer, RowEnsembleNetwork, replaced
 from lightning_uq.networks.ensemble.shared_gradient import share_gradient
-from lightning_uq.networks.indexers import EnsembleIndexer
 from lightning_uq.networks.labels import label
-from lightning_uq.networks.output import Output, PredictFn
+from lightning_uq.networks.output import Output
 
 SHAREABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that get factors. They map channels, on the last axis or on axis 1."""
@@ -24,7 +21,7 @@ _NORMS = (
 )  # fmt: skip
 
 
-class RankOneLayer(nn.Module):
+class RankOneLayer(MemberLayer):
     """A linear layer or convolution of M members: y_m = s_m * layer(r_m * x) + b_m, on rows [M B, ...] in the members' order.
 
     That is the layer with the weights W * s_m r_m^T. The gradient of the shared W is divided by M, so that it learns from the mean of the
@@ -42,13 +39,11 @@ class RankOneLayer(nn.Module):
     """
 
     def __init__(self, layer: nn.Module, num_members: int) -> None:
-        super().__init__()
+        super().__init__(num_members)
         self.layer = copy.deepcopy(layer)
         weight, bias = self.layer.get_parameter("weight"), self.layer.bias
         self.axis = -1 if isinstance(layer, nn.Linear) else 1
         self.layer.register_parameter("bias", None)
-        self.num_members = num_members
-        self.members: Sequence[int] | None = None  # those whose rows the next call gets; None for all
         groups = getattr(layer, "groups", 1)
         like = {"dtype": weight.dtype, "device": weight.device}
         self.scale_in = nn.Parameter(_signs(num_members, weight.shape[1] * groups, **like))
@@ -67,7 +62,7 @@ class RankOneLayer(nn.Module):
 
     def _factor(self, factors: Tensor, like: Tensor) -> Tensor:
         """The members' factors for the rows of ``like``, [M B, 1, ..., channels, ...]."""
-        chosen = factors if self.members is None else factors[list(self.members)]
+        chosen = self.chosen(factors)
         rows = chosen.repeat_interleave(len(like) // len(chosen), 0)
         shape = [len(like)] + [1] * (like.ndim - 1)
         shape[self.axis] = chosen.shape[1]
@@ -91,7 +86,7 @@ def _signs(*shape: Any, **like: Any) -> Tensor:
     return 2 * torch.randint(2, shape, **like) - 1
 
 
-class BatchEnsembleNetwork(EnsembleNetwork):
+class BatchEnsembleNetwork(RowEnsembleNetwork):
     """M members that share the weights of one network, each with its own factors of rank one on every linear layer and convolution.
 
     The rows of a batch are repeated M times, and run through the network at once. Norms and embeddings belong to all members: the statistics of
@@ -120,81 +115,8 @@ class BatchEnsembleNetwork(EnsembleNetwork):
     execution = "batch_ensemble"
 
     def __init__(self, network: nn.Module, num_members: int, output: Output = "logits") -> None:
-        EpistemicNetwork.__init__(self, EnsembleIndexer(num_members), output)
-        self.execution_reason = (
-            f"BatchEnsemble of {num_members}: the members share all weights but factors of rank one."
-        )
-        self.shared = _with_factors(network, num_members)
-        self.train(network.training)
-
-    def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise InputError(f"A BatchEnsemble takes one tensor, but argument `x` is a {type(x).__name__}.")
-        num = self.num_indices if which is None else len(which)
-        return self._outputs(x.repeat(num, *[1] * (x.ndim - 1)), num, which)
-
-    def _run_each(self, xs: Tensor) -> Tensor:
-        return self._outputs(xs.flatten(0, 1), self.num_indices, None)
-
-    def _outputs(self, rows: Tensor, num: int, which: Sequence[int] | None) -> Tensor:
-        layers = [layer for layer in self.shared.modules() if isinstance(layer, RankOneLayer)]
-        for layer in layers:
-            layer.members = which
-        output = self.read_output.call(self.shared, rows)
-        return output.view(num, -1, *output.shape[1:])
-
-    def _copy_of_member(self, i: int) -> nn.Module:
-        return _replaced(
-            copy.deepcopy(self.shared), lambda layer: layer.plain(i) if isinstance(layer, RankOneLayer) else None
-        )
-
-    def call_by(self, predict_fn: PredictFn | str) -> None:
-        """Not possible: ``predict_fn`` calls one member at a time."""
-        raise UnsupportedError(
-            "A `predict_fn` calls one member at a time, but these run as one. Remove `predict_fn` or `sharing`."
-        )
-
-    def load_member(self, i: int, module: nn.Module) -> NoReturn:
-        """Not possible: a member has no weights of its own."""
-        raise UnsupportedError("The members of a BatchEnsemble share their weights, so none can be loaded alone.")
-
-    def member_tensors(self, i: int) -> NoReturn:
-        """Not possible: a member has no weights of its own."""
-        raise UnsupportedError("The members of a BatchEnsemble share their weights, so none has tensors of its own.")
-
-    def share(self, members: range) -> NoReturn:
-        """Not possible: processes that train different members would train different weights."""
-        raise UnsupportedError("Members that share weights cannot train on different processes. Use strategy='ddp'.")
-
-    def member_state_dict(self, i: int) -> dict[str, Tensor]:
-        """The state of :meth:`member` ``i``."""
-        state: dict[str, Tensor] = self.member(i).state_dict()
-        return state
-
-    def unstacked(self) -> EnsembleNetwork:
-        """Copies of the members that run one after the other."""
-        return EnsembleNetwork([self.member(i) for i in range(self.num_indices)], self.read_output.output)
-
-    @property
-    def called_network(self) -> nn.Module | None:
-        """The network with factors."""
-        return self.shared
-
-    def feature_networks(self) -> list[nn.Module]:
-        """Copies of the members [M]."""
-        return [self.member(i) for i in range(self.num_indices)]
-
-    @property
-    def shows_features(self) -> bool:
-        """False: the members' rows run together."""
-        return False
-
-    def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """One list of all parameters."""
-        return [list(self.parameters())]
-
-    def _all_modules(self) -> Iterable[nn.Module]:
-        return self.shared.modules()
+        reason = f"BatchEnsemble of {num_members}: the members share all weights but factors of rank one."
+        super().__init__(_with_factors(network, num_members), num_members, output, reason)
 
 
 def _with_factors(network: nn.Module, num_members: int) -> nn.Module:
@@ -214,20 +136,9 @@ def _with_factors(network: nn.Module, num_members: int) -> nn.Module:
                 f"{label(name, part)} has weights ({own!r}) that members cannot share up to a factor of rank one. BatchEnsemble takes linear "
                 "layers, convolutions, norms and embeddings. Remove `sharing`, or share a `trunk`."
             )
-    made = _replaced(copy.deepcopy(network), factored)
+    made = replaced(copy.deepcopy(network), factored)
     if not found:
         raise UnsupportedError(
             "The network has no linear layer or convolution, so the members of a BatchEnsemble would be equal."
         )
     return made
-
-
-def _replaced(network: nn.Module, new: Any) -> nn.Module:
-    """The network with layers replaced by ``new(layer)``, where that is not None."""
-    whole = new(network)
-    if whole is not None:
-        replacement: nn.Module = whole
-        return replacement
-    for name, layer in list(network.named_children()):
-        setattr(network, name, _replaced(layer, new))
-    return network

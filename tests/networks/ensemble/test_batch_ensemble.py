@@ -142,9 +142,9 @@ def test_calls_that_make_no_sense_are_refused():
     ):
         with pytest.raises(UnsupportedError):
             call()
-    with pytest.raises(InputError, match="takes one tensor"):
-        network({"x": torch.zeros(1, 4)})
-    with pytest.raises(InputError, match="`sharing` must be one of"):
+    with pytest.raises(InputError, match="take a tensor, or a mapping of tensors"):
+        network([torch.zeros(1, 4)])
+    with pytest.raises(InputError, match="`sharing` must be .batch_ensemble. or a peft.LoraConfig"):
         EnsembleModule(mlp, sharing="all")
     with pytest.raises(UnsupportedError, match="`predict_fn`"):
         EnsembleModule(mlp, sharing="batch_ensemble", predict_fn=lambda network, x: network(x))
