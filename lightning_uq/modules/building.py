@@ -183,8 +183,8 @@ def share_weights(network: nn.Module, num_members: int, sharing: Any, output: Ou
     """Members that share a network's weights: a BatchEnsemble, or LoRA adapters. Their own values are drawn under the seed of the member after the last."""
     with RandomStream(member_seed(seed, num_members)).active():
         if sharing == "batch_ensemble":
-            return BatchEnsembleNetwork(network, num_members, output)
-        return LoraEnsembleNetwork(network, sharing, num_members, output)
+            return BatchEnsembleNetwork(network, num_members, output=output)
+        return LoraEnsembleNetwork(network, sharing, num_members, output=output)
 
 
 def on_trunk(heads: EnsembleNetwork, trunk: nn.Module | Callable[[], nn.Module], seed: int) -> SharedTrunkNetwork:

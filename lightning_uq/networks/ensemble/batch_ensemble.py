@@ -114,7 +114,7 @@ class BatchEnsembleNetwork(RowEnsembleNetwork):
 
     execution = "batch_ensemble"
 
-    def __init__(self, network: nn.Module, num_members: int, output: Output = "logits") -> None:
+    def __init__(self, network: nn.Module, num_members: int, *, output: Output = "logits") -> None:
         reason = f"BatchEnsemble of {num_members}: the members share all weights but factors of rank one."
         super().__init__(_with_factors(network, num_members), num_members, output, reason)
 

@@ -130,7 +130,7 @@ class LoraEnsembleNetwork(RowEnsembleNetwork):
 
     execution = "lora"
 
-    def __init__(self, model: nn.Module, config: Any, num_members: int, output: Output = "logits") -> None:
+    def __init__(self, model: nn.Module, config: Any, num_members: int, *, output: Output = "logits") -> None:
         self._config = config
         adapted, saved = _places(model, config)
         model.requires_grad_(False)
