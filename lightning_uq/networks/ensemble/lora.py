@@ -201,7 +201,6 @@ def _places(model: nn.Module, config: Any) -> tuple[dict[str, Mapping[str, Any]]
         raise InputError(f"`sharing` must be 'batch_ensemble' or a peft.LoraConfig, but it is {config!r}.")
     for option in (
         "use_dora",
-        "use_rslora_bias",
         "lora_bias",
         "layer_replication",
         "megatron_config",
