@@ -7,13 +7,13 @@
 It keeps the results as benchmarks/active_digits.json, from which the site draws its figure.
 """
 
-import json
 import sys
 from pathlib import Path
 
+from kept import publish
+
 from lightning_uq.compare.active import COLUMNS
 from lightning_uq.report import markdown_table
-from lightning_uq.writing import replacing
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "active_learning.md"
@@ -28,15 +28,5 @@ def table(results: dict) -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
-def publish(path: Path) -> None:
-    """Keep results, and rewrite the page."""
-    results = json.loads(path.read_text())
-    text = PAGE.read_text()
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    for file, content in ((RESULTS, json.dumps(results) + "\n"), (PAGE, before + table(results) + after)):
-        with replacing(file) as partial:
-            partial.write_text(content)
-
-
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]))
+    publish(Path(sys.argv[1]), RESULTS, PAGE, table, BEGIN, END)

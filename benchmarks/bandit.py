@@ -6,13 +6,13 @@
 It keeps the results as benchmarks/bandit.json, from which the site draws its figure.
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
 
+from kept import publish
+
 from lightning_uq.functional.standard_error import standard_error
-from lightning_uq.writing import replacing
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "acting.md"
@@ -45,15 +45,5 @@ def table(results: dict) -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
-def publish(path: Path) -> None:
-    """Keep results, and rewrite the page."""
-    results = json.loads(path.read_text())
-    text = PAGE.read_text()
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    for file, content in ((RESULTS, json.dumps(results) + "\n"), (PAGE, before + table(results) + after)):
-        with replacing(file) as partial:
-            partial.write_text(content)
-
-
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]))
+    publish(Path(sys.argv[1]), RESULTS, PAGE, table, BEGIN, END)

@@ -81,7 +81,8 @@ def gallery() -> str:
     lines = [
         "# Notebooks",
         "",
-        "Each notebook runs from a clone in less than two minutes on two cores. Their figures, with links to the pages:",
+        "Each notebook runs from a clone. Most take one to two minutes on two cores; the one on DDU takes longer if MNIST lies in `data/`, and skips "
+        "that section otherwise. Their figures, with links to the pages:",
         "",
     ]
     for name in notebooks():
