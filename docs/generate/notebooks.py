@@ -81,8 +81,8 @@ def gallery() -> str:
     lines = [
         "# Notebooks",
         "",
-        "Each notebook runs from a clone. Most take one to two minutes on two cores; the one on DDU takes longer if MNIST lies in `data/`, and skips "
-        "that section otherwise. Their figures, with links to the pages:",
+        "Each notebook runs from a clone, and takes at most two minutes on two cores. The one on DDU skips a section if MNIST and FashionMNIST do not "
+        "lie in `data/`. Their figures, with links to the pages:",
         "",
     ]
     for name in notebooks():
