@@ -13,7 +13,6 @@ from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration, check_targets
-from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample
@@ -49,6 +48,7 @@ class Calibration(PostTrainingCallback):
     """Whether each label is one of several classes, rather than on or off."""
 
     recalibrates = True
+    can_continue = True
 
     of_members = False
     """Whether the calibration acts on each member, rather than on the log of the mean probabilities."""
@@ -178,10 +178,10 @@ class Calibration(PostTrainingCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Fit the logits of all rows of all ranks, or a sample of them, in float64. A pooled fit does not keep the members."""
-        reader = self._reader(model)
+        reader, reading = self._reader(model), self.reading(model, loader, trainer)
         with raising_on_all_ranks(trainer):
-            for batch in loader:
-                reader.add(model, to_device(batch, model, trainer), trainer)
+            for batch in reading.batches(reader, without=("reader",)):
+                reader.add(model, batch, trainer, lambda num: (reading.numbers(num), None))
         return self.fit_read(reader, trainer)
 
     def fit_read(self, reader: CalibrationReader, trainer: Trainer | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class FeatureCallback(PostTrainingCallback):
     """
 
     fitting_data = TrainingData()
+    can_continue = True
 
     score_name: str
     scorer: FeatureScore | None = None
@@ -115,12 +117,12 @@ class FeatureCallback(PostTrainingCallback):
         Raises:
             InputError: There is no row, or a row is not finite. It is raised on all ranks.
         """
-        sample = RowSample(max_rows)
-        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        num_read, shape, dtype = 0, (0, 0), torch.float32
+        held = SimpleNamespace(
+            sample=RowSample(max_rows), shape=(0, 0), dtype=torch.float32, layer=self.features.resolved
+        )
+        reading = self.reading(model, loader, trainer)
         with raising_on_all_ranks(trainer):
-            for raw in loader:
-                batch = to_device(raw, model, trainer)
+            for batch in reading.batches(held):
                 self.logits.look_at_task(model, batch, trainer)
                 features = self.features(model, batch, trainer)
                 if not bool(features.isfinite().all()):
@@ -128,19 +130,18 @@ class FeatureCallback(PostTrainingCallback):
                         f"The features that {type(self).__name__} is fitted to, the input of layer {self.features.resolved!r}, "
                         "hold NaN or infinity."
                     )
-                num = features.shape[1]
-                keys, positions = self._rows_that_count(
-                    model, batch, features, rank + world * torch.arange(num_read, num_read + num)
-                )
-                num_read, shape, dtype = num_read + num, (len(features), features.shape[2]), features.dtype
-                chosen = sample.choose(keys)
+                keys, positions = self._rows_that_count(model, batch, features, reading.numbers(features.shape[1]))
+                held.shape, held.dtype = (len(features), features.shape[2]), features.dtype
+                held.layer = self.features.resolved
+                chosen = held.sample.choose(keys)
                 rows = features if features.ndim == 3 else features.movedim(2, -1).flatten(1, -2)[:, positions]
                 rows = rows[:, chosen].transpose(0, 1).cpu()  # rows first, so that they can be gathered
-                sample.add(keys[chosen], rows)
-        self.largest_shape(shape, trainer)
-        (rows,) = sample.gather(trainer, type(self).__name__)
-        wide = any(gather_objects(dtype == torch.float64, trainer))
-        return rows.to(torch.float64 if wide else torch.float32).cpu().transpose(0, 1).contiguous()
+                held.sample.add(keys[chosen], rows)
+        self.features.reset(held.layer)
+        self.largest_shape(held.shape, trainer)
+        found: Tensor = held.sample.gather(trainer, type(self).__name__)[0]
+        wide = any(gather_objects(held.dtype == torch.float64, trainer))
+        return found.to(torch.float64 if wide else torch.float32).cpu().transpose(0, 1).contiguous()
 
     def _rows_that_count(
         self, model: nn.Module, batch: Any, features: Tensor, samples: Tensor

@@ -1,6 +1,9 @@
 """The base of callbacks that fit tensors to a model: the fitted state, its weights, and its effect on predictions."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,16 +14,18 @@ from typing_extensions import Self
 
 from lightning_uq._lightning import state_key
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.fit_pass import FitPass, FitProgress, files_of
 from lightning_uq.running.fitted_state import FittedState, to_cpu
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
+from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 from lightning_uq.tasks import Task, describe, task_to_config
@@ -49,6 +54,11 @@ class FittingCallback(Callback, ABC):
         attach: Whether ``trainer.predict`` of an unmodified module returns this package's predictions, changed by the fit.
         nonfinite: How such predictions, and scores of a loader, treat an input row with NaN or infinity: ``"error"`` raises;
             ``"inf"`` gives it a score of plus infinity and probabilities of NaN.
+        progress_dir: A folder into which a fit saves its sums after every ``save_every`` batches, one file per rank. If the process is killed, the
+            next fit of the same weights, settings and data continues with the next batch, and removes the files at its end. The data must
+            yield the same batches in the same order. A loader with ``state_dict`` and ``load_state_dict`` continues where it was; of any
+            other loader, the batches that were read are read again, without running the network. None saves nothing. docs/streams.md shows it.
+        save_every: Number of batches between two saves.
 
     Attributes:
         uq_ckpt_path: The checkpoint with weights and states: the one that the Trainer's fit or :func:`~lightning_uq.save_fitted` wrote,
@@ -68,6 +78,8 @@ class FittingCallback(Callback, ABC):
         task: Task | str | None = None,
         attach: bool = False,
         nonfinite: NonFinite = "error",
+        progress_dir: str | Path | None = None,
+        save_every: int = 1000,
     ) -> None:
         check_choice("weights", weights, ("auto", "best", "last"))
         self.dataloader = dataloader
@@ -76,6 +88,12 @@ class FittingCallback(Callback, ABC):
         self.attach = attach
         check_choice("nonfinite", nonfinite, ("error", "inf"))
         self.nonfinite = nonfinite
+        if progress_dir is not None and not self.can_continue:
+            raise InputError(f"{type(self).__name__} cannot continue an interrupted fit. Leave out `progress_dir`.")
+        check_integer("save_every", save_every, 1)
+        self.progress_dir = progress_dir
+        self.save_every = save_every
+        self._progress: FitProgress | None = None  # of a fit that runs
         self.logits = LogitReader(predict_fn, unpack_batch, output, task, infers_task=not attach)
         self.uq_ckpt_path: str | None = None
         self.handle: RemovableHandle | None = None
@@ -96,11 +114,18 @@ class FittingCallback(Callback, ABC):
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:  # optional
         """Called whenever the fitted state changes, with None when it is cleared."""
 
+    can_continue: ClassVar[bool] = False
+    """Whether an interrupted fit can be continued, because :meth:`reading` makes all its passes over the data."""
+
     recalibrates: ClassVar[bool] = False
     """Whether the fit changes the probabilities or intervals of predictions."""
 
     is_flexible: ClassVar[bool] = False
     """Whether the fit overfits its rows so much that sets fitted to the same rows have too little coverage."""
+
+    def reading(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> FitPass:
+        """A pass of :meth:`fit_tensors` over its loader, which an interrupted fit continues."""
+        return FitPass(loader, model, trainer, self.logits, self._progress)
 
     def preview(self, prediction: Prediction) -> Prediction:
         """The prediction in the type that it has after the fit, for checks before the training."""
@@ -188,11 +213,58 @@ class FittingCallback(Callback, ABC):
         self._forget(model)
         self.logits.inferred_task, self.uq_ckpt_path = None, None
         loader = exact_loader(loader, name="argument `loader`")
-        with torch.inference_mode(False), evaluating(model, fitting=True):
+        with self._fitting(model):
             tensors = self.fit_tensors(model, loader, None)
         self._set(to_cpu(tensors), weights_fingerprint(model))
         self._attach_to(model, verified=True)
         return self
+
+    @contextmanager
+    def _fitting(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[None]:
+        """A context for :meth:`fit_tensors`."""
+        with (
+            self._saving_progress(model, trainer),
+            torch.inference_mode(False),
+            evaluating(model, trainer, fitting=True),
+        ):
+            yield
+
+    @contextmanager
+    def _saving_progress(self, model: nn.Module, trainer: Trainer | None) -> Iterator[None]:
+        """A context for a fit that saves its sums, if there is a folder for them, and removes them at its end. A collective."""
+        if self.progress_dir is None:
+            yield
+            return
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        head = {**self.settings, "weights": weights_fingerprint(model), "device": str(device)}
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        with raising_on_all_ranks(trainer):
+            self._progress = FitProgress(self.progress_dir, self._progress_name, self.save_every, head, rank, world)
+        try:
+            yield
+        except InputError:
+            # The data or the arguments have to change, and then the sums, or the positions in the data, no longer hold.
+            if not self._progress.is_refused:
+                self._progress.remove()
+            raise
+        else:
+            self._progress.remove()
+        finally:
+            self._progress = None
+
+    @property
+    def _progress_name(self) -> str:
+        return type(self).__name__ if self.name is None else f"{type(self).__name__}-{self.name}"
+
+    def _check_progress(self, trainer: Trainer) -> None:
+        """Reject a training whose weights could not continue an interrupted fit, before it runs."""
+        found = [] if self.progress_dir is None else files_of(self.progress_dir, self._progress_name)
+        with raising_on_all_ranks(trainer):
+            if found:
+                raise InputError(
+                    f"`progress_dir` ({self.progress_dir}) holds an interrupted fit of {self._progress_name} ({found[0].name}), which a training with new "
+                    f"weights cannot continue. Continue it with `fit(model, loader)` or `trainer.validate(model, loader, ckpt_path=...)`, or delete the files."
+                )
 
     def check_fitted(self, model: nn.Module) -> None:
         """Check that there is a state, and that it was fitted on the current weights of ``model``.

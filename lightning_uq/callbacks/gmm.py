@@ -1,6 +1,7 @@
 """A Gaussian per class over a trained network's features, with density, Mahalanobis and relative Mahalanobis scores."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,6 @@ from lightning_uq.networks.feature_score import FeatureScore
 from lightning_uq.networks.gaussian_mixture import MAX_MIXTURE_ROWS, fit_mixture, in_order
 from lightning_uq.networks.positions import resized
 from lightning_uq.running.classes import check_targets, density_labels, labelled_batch
-from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.ranks import raising_on_all_ranks, sum_of_ranks
 
 Statistics = dict[FeatureTransform, list[ClassHalves]]
@@ -141,9 +141,8 @@ class FitGMM(FeatureCallback):
         if self.num_components not in (None, 1):
             rows = in_order(self.gather_features(model, loader, trainer, MAX_MIXTURE_ROWS))
             return self._with_tails(self._fit_mixture(rows), model, trainer)
-        statistics: Statistics = {name: [] for name in self.coordinates.names}
         with raising_on_all_ranks(trainer):
-            num_classes = self._stream(model, loader, trainer, statistics)
+            statistics, num_classes = self._stream(model, loader, trainer)
         first = statistics[self.coordinates.names[0]]
         D = first[0].num_features if first else 0
         members, classes, D = self.largest_shape((len(first), num_classes, D), trainer)
@@ -258,23 +257,22 @@ class FitGMM(FeatureCallback):
                     members.append(self._statistics(num_classes, rows.shape[1], len(features)))
                 members[i].update(rows.cpu(), labels.cpu(), samples)
 
-    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None, statistics: Statistics) -> int:
-        num_classes = num_read = 0
-        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        for raw in loader:
-            batch = to_device(raw, model, trainer)
+    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> tuple[Statistics, int]:
+        """The statistics of this rank's rows, and the number of classes."""
+        held = SimpleNamespace(statistics={name: [] for name in self.coordinates.names}, num_classes=0, layer=None)
+        reading = self.reading(model, loader, trainer)
+        for batch in reading.batches(held):
             y = None
             if self.num_components is None:
                 y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
-            if not num_classes:
-                num_classes = self._labelled(model, batch, trainer)
+            if not held.num_classes:
+                held.num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
-            num = features.shape[1]
-            samples = rank + world * torch.arange(num_read, num_read + num)
-            num_read += num
-            features, y, samples = self._by_row(model, features, y, samples)
-            self._update(statistics, features, y, samples, num_classes)
-        return num_classes
+            held.layer = self.features.resolved
+            features, y, samples = self._by_row(model, features, y, reading.numbers(features.shape[1]))
+            self._update(held.statistics, features, y, samples, held.num_classes)
+        self.features.reset(held.layer)
+        return held.statistics, held.num_classes
 
     def _statistics(self, num_classes: int, num_features: int, members: int = 1) -> ClassHalves:
         copies, halved = members * len(self.coordinates.names), self.regularization == "held_out"

@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -42,6 +42,8 @@ class HeldOutCallback(PostTrainingCallback):
         fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and others. By default, the
                 validation loader is fitted; there must be exactly one.
     """
+
+    can_continue = True
 
     per_sample: ClassVar[bool] = False
     """Whether a row is a sample with all positions of its map, rather than one position."""
@@ -247,30 +249,29 @@ class HeldOutCallback(PostTrainingCallback):
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Fit the rows of all ranks, or a sample of them."""
         self._check_own_predictions(model)
-        sample = RowSample(self.max_rows)
-        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        num_read, carried = 0, None
+        held = SimpleNamespace(sample=RowSample(self.max_rows), carried=None)
+        reading = self.reading(model, loader, trainer)
         with raising_on_all_ranks(trainer):
             before = transforms_before(self, model, trainer)
-            for raw in loader:
-                batch = to_device(raw, model, trainer)
-                self.logits.look_at_task(model, batch, trainer, is_first=num_read == 0)
+            for batch in reading.batches(held):
+                self.logits.look_at_task(model, batch, trainer, is_first=(is_first := reading.num_read == 0))
                 task = self.logits.task(model)
                 self.check_task(task)
-                outputs, prediction = self._predict(model, batch, trainer, before, check=num_read == 0)
+                outputs, prediction = self._predict(model, batch, trainer, before, check=is_first)
                 self._check_finite(outputs, task)
                 target = self._target(model, batch, outputs)
                 rows = self._rows_of(model, batch, task, prediction, target)
-                numbers = rank + world * torch.arange(num_read, num_read + len(target))
+                if held.carried is not None:  # a continued fit may find other results of earlier callbacks
+                    Carried(type(self).__name__, held.carried).check(prediction)
+                numbers = reading.numbers(len(target))
                 one_each = self.per_sample or not task.has_positions
                 keys = row_keys(numbers) if one_each else keys_of_positions(task, target.cpu(), numbers, len(rows[0]))
-                num_read += len(target)
-                chosen = sample.choose(keys)
+                chosen = held.sample.choose(keys)
                 at = chosen.to(outputs.device) if isinstance(chosen, Tensor) else chosen
-                sample.add(keys[chosen], *(part[at].cpu() for part in rows))
-                carried = carried_by(prediction)
-        gathered = [part.cpu() for part in sample.gather(trainer, type(self).__name__)]
-        (carried,) = first_of_ranks([None if carried is None else to_cpu(carried)], trainer)
+                held.sample.add(keys[chosen], *(part[at].cpu() for part in rows))
+                held.carried = to_cpu(carried_by(prediction))
+        gathered = [part.cpu() for part in held.sample.gather(trainer, type(self).__name__)]
+        (carried,) = first_of_ranks([held.carried], trainer)
         if carried is None or not len(gathered[0]):
             raise InputError(f"{type(self).__name__}'s fitting data are empty.")
         return {**self.fit_rows(*gathered), **carried}

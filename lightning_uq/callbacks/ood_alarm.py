@@ -114,6 +114,8 @@ class OODAlarm(HeldOutCallback):
         """The arguments that a fit depends on."""
         return {**super().settings, **{name: getattr(self, name) for name in self.own_arguments}}
 
+    can_continue = False  # the name of the score is only known from a batch
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reject a later density, whose score would not be tested."""
         super().setup(trainer, pl_module, stage)

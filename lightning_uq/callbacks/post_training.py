@@ -114,9 +114,9 @@ class PostTrainingCallback(FittingCallback):
         self._forget(pl_module)
         self.logits.inferred_task = self.uq_ckpt_path = None
         self._seen = self._label_error = None
-        self._checks_epoch, self.waits = True, False
-        self._trained, self._warned_of_exchange = None, False
+        self._checks_epoch, self.waits, self._warned_of_exchange, self._trained = True, False, False, None
         self._best.start(trainer, type(self).__name__, is_required=self.weights == "best")
+        self._check_progress(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if is_instance(later, WeightAveraging, StochasticWeightAveraging):
@@ -274,7 +274,7 @@ class PostTrainingCallback(FittingCallback):
     def _fit_batches(
         self, trainer: Trainer, pl_module: LightningModule, loader: Any, limit: int | float | None
     ) -> None:
-        with torch.inference_mode(False), unwrapped(pl_module), evaluating(pl_module, trainer, fitting=True):
+        with self._fitting(pl_module, trainer), unwrapped(pl_module):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
             self.logits.agree_on_task(pl_module, trainer)

@@ -72,7 +72,7 @@ def exact_loader(
                 f"Each of the {world} ranks reads {name} unchanged ({type(loader).__name__} over an iterable data set, or "
                 "with its own iteration), so rows that it does not divide by rank count several times."
             )
-        return _First(loader, limit, name)
+        return Stream(loader, limit, name)
     kwargs = {
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
@@ -214,8 +214,17 @@ def _count(length: int, limit: int | float | None) -> int:
     return min(length, limit) if isinstance(limit, int) else min(length, max(1, int(length * limit)))
 
 
-class _First:
-    """The first batches of a loader that is read unchanged."""
+class Stream:
+    """The first batches of a loader that is read unchanged.
+
+    Args:
+        loader: The loader.
+        limit: See :func:`exact_loader`.
+        name: Name of the loader, for messages.
+
+    Attributes:
+        stop: Number of batches; None: all.
+    """
 
     def __init__(self, loader: Iterable[Any], limit: int | float | None, name: str) -> None:
         self.loader = loader

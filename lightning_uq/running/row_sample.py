@@ -16,6 +16,9 @@ from lightning_uq.tasks import Task
 MAX_ROWS = 2**20
 """Default number of rows for a calibration. With a million rows, the standard error of a temperature is about 0.001."""
 
+_SMALL = 2**14
+"""Parts of at most this number of rows are joined."""
+
 _SEED = chain(0)
 
 
@@ -46,7 +49,7 @@ class RowSample:
             check_integer("max_rows", max_rows, 1)
         self.max_rows = max_rows
         self.num_seen = 0
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
 
     @property
     def is_empty(self) -> bool:
@@ -61,7 +64,8 @@ class RowSample:
 
     def add(self, keys: Tensor, *rows: Tensor) -> None:
         """Keep the rows of a batch that :meth:`choose` selected: their keys [N] on the CPU, and tensors [N, ...]."""
-        self._parts.append(_Part(keys, rows))
+        if len(keys) or self.is_empty:  # a part without rows only tells the shapes
+            self._append(Part(keys, rows))
         if self.max_rows is not None and sum(len(part.keys) for part in self._parts) > 2 * self.max_rows:
             self._forget(self._largest([part.keys for part in self._parts]))
 
@@ -92,6 +96,13 @@ class RowSample:
         moved = [t.to(device, wide_dtype(device) if t.dtype == torch.float64 else t.dtype) for t in own]
         return tuple(gather_rows(rows, trainer) for rows in moved)
 
+    def _append(self, part: "Part") -> None:
+        """Add a part, and join small ones: of a long stream, a batch adds few rows or none, so there would be as many parts as batches."""
+        self._parts.append(part)
+        while len(self._parts) > 1 and len(self._parts[-2].keys) <= 2 * len(self._parts[-1].keys) <= _SMALL:
+            last = self._parts.pop()
+            self._parts[-1] = self._parts[-1].joined(last)
+
     def _largest(self, keys: list[Tensor]) -> Tensor | None:
         """The largest of these keys that is kept; None if all are."""
         if self.max_rows is None or sum(map(len, keys)) <= self.max_rows:
@@ -101,19 +112,26 @@ class RowSample:
     def _forget(self, largest: Tensor | None) -> None:
         """Drop the rows with larger keys."""
         if largest is not None:
-            self._parts = [part.up_to(largest) for part in self._parts]
+            parts, self._parts = self._parts, []
+            for part in parts:
+                self._append(part.up_to(largest))
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Some rows: their keys [N] on the CPU, and tensors [N, ...]."""
 
     keys: Tensor
     rows: tuple[Tensor, ...]
 
-    def up_to(self, largest: Tensor) -> "_Part":
+    def up_to(self, largest: Tensor) -> "Part":
         """The rows whose keys are at most ``largest``."""
         kept = (self.keys <= largest).nonzero().squeeze(1)
-        return _Part(self.keys[kept], tuple(rows[kept.to(rows.device)] for rows in self.rows))
+        return Part(self.keys[kept], tuple(rows[kept.to(rows.device)] for rows in self.rows))
+
+    def joined(self, later: "Part") -> "Part":
+        """The rows of both parts."""
+        rows = tuple(torch.cat(pair) for pair in zip(self.rows, later.rows, strict=True))
+        return Part(torch.cat([self.keys, later.keys]), rows)
 
 
 def row_keys(samples: Tensor, positions: Tensor | int = 0) -> Tensor:

@@ -51,6 +51,21 @@ def test_no_more_is_kept_than_twice_the_budget():
     assert largest <= 200
 
 
+def test_a_long_stream_does_not_add_a_part_per_batch():
+    sample = RowSample(100)
+    for numbers in torch.arange(20_000).split(10):
+        keys = row_keys(numbers)
+        chosen = sample.choose(keys)
+        sample.add(keys[chosen], numbers[chosen])
+    assert len(sample._parts) < 10
+
+
+def test_rows_that_do_not_count_tell_the_shapes():
+    sample = RowSample(100)
+    sample.add(torch.zeros(0, dtype=torch.long), torch.zeros(0, 3))
+    assert [part.shape for part in sample.gather(None, "The test")] == [(0, 3)]
+
+
 def test_the_sample_is_as_likely_to_hold_any_pixel():
     """Chi-squared of 20 bins of samples and of 20 bins of pixels: 19 degrees of freedom, whose 99.99 % point is 50."""
     target = torch.zeros(200, 20, 20, dtype=torch.long)
