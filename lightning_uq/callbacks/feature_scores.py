@@ -53,7 +53,6 @@ class FeatureCallback(PostTrainingCallback):
     """
 
     fitting_data = TrainingData()
-    can_continue = True
 
     score_name: str
     scorer: FeatureScore | None = None

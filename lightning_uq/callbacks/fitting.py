@@ -236,10 +236,16 @@ class FittingCallback(Callback, ABC):
             yield
             return
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        head = {**self.settings, "weights": weights_fingerprint(model), "device": str(device)}
+        own = {
+            "max_rows": getattr(self, "max_rows", None),
+            "device": str(device),
+            "weights": weights_fingerprint(model),
+        }
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         with raising_on_all_ranks(trainer):
-            self._progress = FitProgress(self.progress_dir, self._progress_name, self.save_every, head, rank, world)
+            self._progress = FitProgress(
+                self.progress_dir, self._progress_name, self.save_every, {**self.settings, **own}, rank, world
+            )
         try:
             yield
         except InputError:

@@ -83,6 +83,7 @@ class FitGMM(FeatureCallback):
     """
 
     runs_sharded = True
+    can_continue = True
 
     def __init__(
         self,

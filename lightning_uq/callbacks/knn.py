@@ -55,6 +55,7 @@ class FitKNN(FeatureCallback):
     """
 
     score_name = "knn"
+    can_continue = True
 
     def __init__(
         self,

@@ -91,7 +91,6 @@ class FitLaplace(FeatureCallback):
     score_name = "laplace"
     recalibrates = True
     runs_sharded = True
-    can_continue = False  # the meaning of its sums is an object that no file holds
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class FitViM(FeatureCallback):
     """
 
     score_name = "vim"
+    can_continue = True
 
     def __init__(self, *, dim: int | None = None, max_rows: int | None = MAX_FEATURES, **fitting: Any) -> None:
         super().__init__(**fitting)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_uq import ConformalIntervals, ConformalSets, FitGMM, TemperatureScaling
 from lightning_uq.errors import InputError
+from lightning_uq.running import temperature_reader
 from lightning_uq.tasks import Regression
 from tests.contract import cases
 from tests.counting import peak_bytes
@@ -157,18 +158,17 @@ def test_two_ranks_with_two_workers_fit_as_one_process(run_script):
 
 
 class Long(IterableDataset):
-    """``num`` rows that nobody holds."""
+    """Batches of 100 rows that nobody holds."""
 
     def __init__(self, num, targets=None):
         self.num, self.targets = num, targets
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(0)
-        for i in range(self.num):
-            x = 2 * torch.eye(cases.CLASSES, cases.FEATURES)[i % cases.CLASSES] + torch.randn(
-                cases.FEATURES, generator=generator
-            )
-            yield x, (i % cases.CLASSES if self.targets is None else x[: self.targets])
+        y = torch.arange(100) % cases.CLASSES
+        for seed in range(self.num):
+            noise = torch.randn(100, cases.FEATURES, generator=torch.Generator().manual_seed(seed))
+            x = 2 * torch.eye(cases.CLASSES, cases.FEATURES)[y] + noise
+            yield x, y if self.targets is None else x[:, : self.targets]
 
 
 @pytest.mark.parametrize(
@@ -182,16 +182,17 @@ class Long(IterableDataset):
     ],
     ids=["gmm", "temperature", "members", "sets", "intervals"],
 )
-def test_memory_does_not_grow_with_the_stream(make):
+def test_memory_does_not_grow_with_the_stream(make, monkeypatch):
+    monkeypatch.setattr(temperature_reader, "_ENOUGH", 1024)  # logits that wait for being added
     is_number = isinstance(make(), ConformalIntervals)
     model = modules()[id(NUMBERS if is_number else CLASSES)].float()
 
     def fit(num):
         stream = Long(num, cases.TARGETS if is_number else None)
-        return lambda: make().fit(model, DataLoader(stream, batch_size=100))
+        return lambda: make().fit(model, DataLoader(stream, batch_size=None))
 
-    fit(500)()
-    once, four_times = peak_bytes(fit(4000)), peak_bytes(fit(16000))
+    fit(1)()
+    once, four_times = peak_bytes(fit(12)), peak_bytes(fit(48))
     assert four_times <= 1.1 * once
 
 
