@@ -42,6 +42,18 @@ class FitProgress:
 
     Raises:
         InputError: A file cannot be read, or belongs to another fit.
+
+    Example:
+        >>> import tempfile
+        >>> folder, head = tempfile.mkdtemp(), {"weights": torch.tensor([7])}
+        >>> progress = FitProgress(folder, "FitGMM", every=100, head=head)
+        >>> progress.next_pass() is None
+        True
+        >>> progress.write({"done": 100})
+        >>> FitProgress(folder, "FitGMM", every=100, head=head).next_pass()["done"]
+        100
+        >>> [path.name for path in files_of(folder, "FitGMM")]
+        ['FitGMM.pass0.rank0-of-1.pt']
     """
 
     def __init__(self, folder: str | Path, who: str, every: int, head: dict[str, Any], rank: int = 0, world: int = 1):
@@ -110,6 +122,16 @@ class FitPass:
 
     Attributes:
         num_read: Number of rows read.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> sums = SimpleNamespace(total=torch.zeros(()))
+        >>> data = FitPass([torch.ones(2), torch.ones(3)], nn.Linear(1, 1), None, LogitReader())
+        >>> for batch in data.batches(sums):
+        ...     numbers = data.numbers(len(batch))
+        ...     sums.total += batch.sum()
+        >>> sums.total, numbers
+        (tensor(5.), tensor([2, 3, 4]))
     """
 
     def __init__(

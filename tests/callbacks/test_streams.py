@@ -1,6 +1,7 @@
 """Fits on iterable data sets that workers and ranks divide: the result of a data set of the same rows in one process, in constant memory."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_uq import ConformalIntervals, ConformalSets, FitGMM, TemperatureScaling
 from lightning_uq.errors import InputError
+from lightning_uq.functional.held_out_scores import HeldOutScores
 from lightning_uq.running import temperature_reader
+from lightning_uq.running.row_sample import RowSample, row_keys
 from lightning_uq.tasks import Regression
 from tests.contract import cases
 from tests.counting import peak_bytes
@@ -194,6 +197,26 @@ def test_memory_does_not_grow_with_the_stream(make, monkeypatch):
     fit(1)()
     once, four_times = peak_bytes(fit(12)), peak_bytes(fit(48))
     assert four_times <= 1.1 * once
+
+
+def test_sets_from_a_sample_of_a_long_stream_cover_as_docs_streams_md_says():
+    """Scores are uniform in [0, 1], so the threshold is the coverage of later rows: a Beta(n + 1 - l, l) with l = floor((n + 1) alpha)."""
+    alpha, n = 0.1, 200
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(400, 2000, generator=generator, dtype=torch.float64)
+    sample = RowSample(n)
+    for numbers in torch.arange(2000).split(50):
+        keys = row_keys(numbers)
+        chosen = sample.choose(keys)
+        sample.add(keys[chosen], scores.T[numbers][chosen])
+    (kept,) = sample.gather(None, "The test")
+    assert kept.shape == (n, 400)
+    covered = HeldOutScores(kept).threshold(alpha)
+    missed = int((n + 1) * alpha)
+    deviation = math.sqrt(alpha * (1 - alpha) / (n + 2))
+    assert float(covered.mean()) == pytest.approx(1 - missed / (n + 1), abs=4 * deviation / math.sqrt(400))
+    assert float(covered.mean()) > 1 - alpha - 4 * deviation / math.sqrt(400)
+    assert float(covered.std()) == pytest.approx(deviation, rel=4 / math.sqrt(2 * 400))
 
 
 def test_an_endless_stream_is_read_up_to_the_trainers_limit(make_trainer):
