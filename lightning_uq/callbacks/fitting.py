@@ -20,7 +20,7 @@ from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.evaluation import evaluating
-from lightning_uq.running.fit_pass import FitPass, FitProgress, files_of
+from lightning_uq.running.fit_pass import FitPass, FitProgress, ProgressError, files_of
 from lightning_uq.running.fitted_state import FittedState, to_cpu
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, UnpackBatch
@@ -248,10 +248,11 @@ class FittingCallback(Callback, ABC):
             )
         try:
             yield
+        except ProgressError:
+            raise
         except InputError:
             # The data or the arguments have to change, and then the sums, or the positions in the data, no longer hold.
-            if not self._progress.is_refused:
-                self._progress.remove()
+            self._progress.remove()
             raise
         else:
             self._progress.remove()

@@ -26,6 +26,10 @@ _SUMS: list[Any] = [ClassHalves, ClassStatistics, RowSample, Part]
 """The classes of this package whose objects a file may hold. Others are refused, so reading a file runs no code of it."""
 
 
+class ProgressError(InputError):
+    """The files belong to another fit, and are kept."""
+
+
 class FitProgress:
     """The files from which an interrupted fit continues, one per rank and pass.
 
@@ -41,7 +45,8 @@ class FitProgress:
         world: Number of ranks.
 
     Raises:
-        InputError: A file cannot be read, or belongs to another fit.
+        ProgressError: A file belongs to another fit.
+        InputError: A file cannot be read.
 
     Example:
         >>> import tempfile
@@ -64,12 +69,11 @@ class FitProgress:
         self._pattern = f"{quote(who, safe='')}.pass{{}}.rank{rank}-of-{world}.pt"
         others = [path for path in files_of(folder, who) if not path.name.endswith(f"-of-{world}.pt")]
         if others:
-            raise InputError(self._refusal(f"on another number of ranks than {world} ({others[0].name})"))
+            raise self.refusal(f"on another number of ranks than {world} ({others[0].name})")
         self._number = -1
         self._found: list[dict[str, Any]] = []
         while (path := self._path(len(self._found))).exists():
             self._found.append(self._read(path))
-        self.is_refused = False
 
     def next_pass(self) -> dict[str, Any] | None:
         """Begin the next pass, and return what its file holds; None without a file."""
@@ -87,11 +91,6 @@ class FitProgress:
         for number in range(max(self._number + 1, len(self._found))):
             self._path(number).unlink(missing_ok=True)
 
-    def refuse(self, reason: str) -> InputError:
-        """The error for data that do not belong to the files, which are kept."""
-        self.is_refused = True
-        return InputError(self._refusal(reason))
-
     def _path(self, number: int) -> Path:
         return self.folder / self._pattern.format(number)
 
@@ -103,11 +102,14 @@ class FitProgress:
         differing = [name for name in {**self.head, **head} if not _is_same(self.head.get(name), head.get(name))]
         if differing:
             named = [f"{name}={head.get(name)!r}" for name in differing if not isinstance(head.get(name), Tensor)]
-            raise InputError(self._refusal(f"with other {'settings: ' + ', '.join(named) if named else 'weights'}"))
+            raise self.refusal(f"with other {'settings: ' + ', '.join(named) if named else 'weights'}")
         return content
 
-    def _refusal(self, reason: str) -> str:
-        return f"`progress_dir` ({self.folder}) holds an interrupted fit of {self.who} {reason}. Continue that fit, or pass another folder."
+    def refusal(self, reason: str) -> ProgressError:
+        """The error for a fit or data that the files do not belong to."""
+        return ProgressError(
+            f"`progress_dir` ({self.folder}) holds an interrupted fit of {self.who} {reason}. Continue that fit, or pass another folder."
+        )
 
 
 class FitPass:
@@ -164,8 +166,11 @@ class FitPass:
         found = None if self.progress is None else self.progress.next_pass()
         source: Iterable[Any] = self.loader
         if found is not None:
-            if found["num_batches"] != self._num_batches():
-                raise self.progress.refuse(f"to {found['num_batches']} batches, not {self._num_batches()}")  # type: ignore[union-attr]
+            before, now = (
+                "an unknown number of" if num is None else num for num in (found["num_batches"], self._num_batches())
+            )
+            if before != now:
+                raise self.progress.refusal(f"to {before} batches, not {now}")  # type: ignore[union-attr]
             vars(sums).update(found["sums"])
             done, self.num_read, self.logits.inferred_task = found["done"], found["num_read"], found["inferred_task"]
             source = () if found["is_finished"] else self._after(done, found["loader"])
@@ -227,7 +232,7 @@ class FitPass:
         read = sum(1 for _ in islice(batches, done))
         if read < done:
             assert self.progress is not None
-            raise self.progress.refuse(f"to at least {done} batches, but the data end after {read}")
+            raise self.progress.refusal(f"to at least {done} batches, but the data end after {read}")
         yield from batches
 
     def _loader_state(self) -> Any:

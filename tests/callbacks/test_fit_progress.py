@@ -212,18 +212,18 @@ from tests.callbacks.test_fit_progress import *
 warnings.simplefilter("ignore")
 from tests.callbacks.test_streams import Divided
 class Part(Divided):
-    num_read = 0
     def __iter__(self):
         for i, row in enumerate(super().__iter__()):
             if i == self.lost_at:
                 raise ConnectionError("lost")
-            self.num_read += 1
+            if i == self.ends_at:
+                return
             yield row
 options = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
 gmm = FitGMM(feature_transform="raw", progress_dir=FOLDER, save_every=2)
 trainer = Trainer(devices=2, strategy="ddp", precision="64-true", callbacks=[gmm], **options)
 part = Part(CLASSES, trainer.global_rank, 2)
-part.lost_at = LOST_AT[trainer.global_rank]
+part.lost_at, part.ends_at = LOST_AT[trainer.global_rank], ENDS_AT[trainer.global_rank]
 gmm.dataloader = DataLoader(part, batch_size=SIZE)
 calls, error = Calls(MODEL), None
 try:
@@ -238,8 +238,12 @@ if trainer.is_global_zero:
 
 def test_ranks_continue_from_their_own_batches(run_script, tmp_path):
     folder = tmp_path / "progress"
-    code = RANKS.replace("FOLDER", repr(str(folder)))
-    first = run_script(code.replace("LOST_AT", str([None, 5 * SIZE])))
+
+    def run(lost_at=None, ends_at=None):
+        code = RANKS.replace("FOLDER", repr(str(folder)))
+        return run_script(code.replace("LOST_AT", str([None, lost_at])).replace("ENDS_AT", str([None, ends_at])))
+
+    first = run(lost_at=5 * SIZE)
     assert "ConnectionError: lost" in first["error"]
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"FitGMM.pass0.rank{rank}-of-2.pt" for rank in range(2)]  # rank 0 had read all of its batches
@@ -247,7 +251,10 @@ def test_ranks_continue_from_their_own_batches(run_script, tmp_path):
         InputError, match=r"interrupted fit of FitGMM on another number of ranks than 1 \(FitGMM.pass0.rank0-of-2.pt\)"
     ):
         FitGMM(feature_transform="raw", progress_dir=folder).fit(MODEL, lost(CLASSES))
-    second = run_script(code.replace("LOST_AT", "[None, None]"))
+    refused = run(ends_at=2 * SIZE)
+    assert "to at least 4 batches, but the data end after 2" in refused["error"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    second = run()
     assert second["error"] is None
     expected = tensors_of(FitGMM(feature_transform="raw").fit(MODEL, loader_of(CLASSES, stream=False)))
     for name, one in expected.items():
@@ -280,7 +287,7 @@ def test_other_settings_weights_and_files_are_refused_and_the_files_kept(tmp_pat
         FitGMM(feature_transform="raw", covariance="diagonal", progress_dir=tmp_path).fit(MODEL, lost(CLASSES))
     with pytest.raises(InputError, match="interrupted fit of FitGMM with other weights"):
         fit.fit(UsersModule().double(), lost(CLASSES))
-    with pytest.raises(InputError, match="interrupted fit of FitGMM to None batches, not 16"):
+    with pytest.raises(InputError, match="interrupted fit of FitGMM to an unknown number of batches, not 16"):
         fit.fit(MODEL, DataLoader(CLASSES, batch_size=SIZE))
     with pytest.raises(InputError, match="interrupted fit of FitGMM to at least 4 batches, but the data end after 2"):
         fit.fit(MODEL, lost(torch.utils.data.Subset(CLASSES, range(2 * SIZE))))
