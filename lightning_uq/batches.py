@@ -75,7 +75,7 @@ def _input_and_target(
     y = None if target is None else batch[target]
     if "input" in batch:
         if target not in (None, "target"):
-            _report_batch(["input"], target, about)
+            _report_batch({"input": batch["input"]}, target, y, about)
         return batch["input"], y
     several = [key for key in batch if isinstance(key, str) and key in TARGET_NAMES]
     if len(several) > 1 and target is None:
@@ -87,13 +87,13 @@ def _input_and_target(
     kinds = {p.kind for p in parameters.values()}
     takes_all = Parameter.VAR_KEYWORD in kinds and Parameter.VAR_POSITIONAL not in kinds
     if len(tensors) == 1 and (tensors[0] not in named or tensors[0] == named[0]):
-        _report_batch(tensors, target, about)
+        _report_batch({tensors[0]: others[tensors[0]]}, target, y, about)
         return others[tensors[0]], y
     taken = {key: value for key, value in others.items() if isinstance(key, str) and (takes_all or key in named)}
     needed = [p.name for p in parameters.values() if p.name in named and p.default is p.empty]
     if not taken or not set(needed) <= set(taken):
         return None
-    _report_batch(list(taken), target, about)
+    _report_batch(taken, target, y, about)
     return taken, y
 
 
@@ -113,16 +113,31 @@ def _target_attribute(batch: Any, name: str, about: object | None) -> Any:
     return getattr(batch, name)
 
 
-def _report_batch(inputs: list[str], target: str | None, about: object | None) -> None:
-    """Report how a mapping is read."""
-    one = f"batch[{inputs[0]!r}]"
-    x = one if len(inputs) == 1 else "{key: batch[key] for key in [...]}"
-    y = "no target" if target is None else f"target {target!r}"
-    report_guess(
-        f"Batches are read as input {', '.join(map(repr, inputs))} and {y}. If they mean something else, pass `unpack_batch`, for example "
-        f"`lambda batch: ({x}, {None if target is None else f'batch[{target!r}]'})`.",
+def _report_batch(inputs: Mapping[str, Any], target: str | None, y: Any, about: object | None) -> None:
+    """Report how a mapping is read, and warn of labels that seem to be meant for the next token."""
+    names = list(inputs)
+    one = f"batch[{names[0]!r}]"
+    x = one if len(names) == 1 else "{key: batch[key] for key in [...]}"
+    is_first = report_guess(
+        f"Batches are read as input {', '.join(map(repr, names))} and {'no target' if target is None else f'target {target!r}'}. If they mean "
+        f"something else, pass `unpack_batch`, for example `lambda batch: ({x}, {None if target is None else f'batch[{target!r}]'})`.",
         about,
     )
+    if is_first and _repeats_tokens(y, inputs.get("input_ids")):
+        report_guess(
+            f"{target!r} repeats `input_ids`, as for a causal language model, whose logits at a token are about the next one. If this is one, "
+            "pass `unpack_batch=lightning_uq.data.next_token_batch`: otherwise a fit or a metric compares them with the token itself.",
+            about,
+            is_doubtful=True,
+        )
+
+
+def _repeats_tokens(y: Any, tokens: Any) -> bool:
+    """Whether labels [B, T] are the tokens themselves, apart from negative labels, which do not count."""
+    if not (isinstance(y, Tensor) and isinstance(tokens, Tensor)) or y.ndim < 2 or y.shape != tokens.shape:
+        return False
+    counted = y >= 0
+    return bool(counted.any()) and torch.equal(y[counted], tokens[counted])
 
 
 def _report_second(batch: Any, about: object | None) -> None:

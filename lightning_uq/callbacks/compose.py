@@ -169,12 +169,12 @@ def _change(
     tensors = state["tensors"]
     if kind in ("density", "laplace"):
         layers = _layers(wrapped, model, tensors["feature_layer"].removeprefix(prefix))
+        used = _pool(key, state["settings"].get("pool"), pool)
         if kind == "laplace":
             transform = FitLaplace.of_state(state).transform()
             if transform.outputs.has_logits:
                 _ = transform.weights  # drawn now, since an exported graph cannot draw them
-            return FittedChange(transform.changed, layers)
-        used = _pool(key, state["settings"].get("pool"), pool)
+            return FittedChange(transform.changed, layers, used)
         return FittedChange(partial(with_score, _feature_score(tensors)), layers, used)
     if kind == "calibration":
         if state["settings"].get("scope", "pooled") != "pooled":

@@ -14,7 +14,7 @@ from lightning_uq.callbacks.held_out_rows import HeldOutRows
 from lightning_uq.callbacks.laplace_kinds import KINDS, kind_of
 from lightning_uq.callbacks.laplace_logits import Classes
 from lightning_uq.callbacks.laplace_numbers import Means
-from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, Sums
+from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, Sums, draws_each
 from lightning_uq.callbacks.laplace_transform import LaplaceTransform, Link
 from lightning_uq.callbacks.last_layer import LastLayerReader, LastLayerRows
 from lightning_uq.errors import InputError, NotFittedError
@@ -25,6 +25,7 @@ from lightning_uq.guessing import report_guess
 from lightning_uq.predictions import NumberPrediction, Prediction
 from lightning_uq.running.classes import check_targets, target_of
 from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.loaders import can_be_reread
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks, sum_of_ranks
 from lightning_uq.tasks import describe
@@ -33,7 +34,7 @@ Select = Literal["auto", "marginal_likelihood", "held_out"]
 MIN_HELD_OUT = 20
 """The number of held-out rows from which ``select="auto"`` uses them."""
 MAX_BYTES = 4 * 2**30
-"""The largest memory for the second moments of all outputs and members, in bytes."""
+"""The largest memory for the second moments, or for the draws of the weights, of all outputs and members, in bytes."""
 
 
 _OF_DRAWS = ("link", "num_samples", "seed")
@@ -59,6 +60,9 @@ class FitLaplace(FeatureCallback):
     weights; for numbers, the mean epistemic variance over targets (of means, in units of the noise) and over an ensemble's members. An
     ensemble has one posterior per member.
 
+    The model may return some of the layer's outputs, picked by a ``predict_fn``: a language model's logits of a few answers at the last token of a
+    prompt, with ``pool="last_token"``. The posterior is then that of their weights alone, and its size does not depend on the vocabulary.
+
     Args:
         select: How to choose the prior precision and the noise of means. ``"marginal_likelihood"``: by that of the training rows, in closed
             form. ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: for means, the noise by held-out rows, if there are at
@@ -69,12 +73,13 @@ class FitLaplace(FeatureCallback):
         num_samples: Number of draws of the weights: rows of logits, and functions of :func:`~lightning_uq.active_learning.as_botorch_model`.
             For an ensemble in total, rounded up to equal numbers per member.
         seed: Seed of the draws.
-        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``task``, ``attach`` and
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``, ``task``, ``attach`` and
             others.
 
     Raises:
         InputError: At the start of the training, if the outputs are not those of one linear layer (because of an activation after it, masks, or a
-            prior network) or mean something else, such as quantiles or maps; for a ``pool``; for missing targets or held-out rows.
+            prior network) or mean something else, such as quantiles or maps; for missing targets or held-out rows; if the sums or the draws would
+            need more than 4 GiB.
 
     Source: MacKay, Neural Computation 4 (1992); Daxberger et al., NeurIPS 2021 (arXiv 2106.14806); Bigi et al., arXiv 2403.02251.
 
@@ -106,8 +111,8 @@ class FitLaplace(FeatureCallback):
         check_choice("select", select, ("auto", "marginal_likelihood", "held_out"))
         check_choice("link", link, ("samples", "probit"))
         check_integer("num_samples", num_samples, 1)
-        if self.features.pool is not None:
-            raise InputError("FitLaplace always uses the input of the last layer, so leave out `pool`.")
+        if self.features.pool == "positions":
+            raise InputError("FitLaplace needs one row of outputs per input, so `pool` cannot be 'positions'.")
         if held_out is not None and select == "marginal_likelihood":
             raise InputError("`held_out` cannot be used with select='marginal_likelihood'. Leave it out.")
         self.select = select
@@ -167,7 +172,7 @@ class FitLaplace(FeatureCallback):
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """The posterior of each member."""
         outputs, sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
-        posteriors = outputs.posteriors(sums, [weight[outputs.rows] for weight in self.layer.weights(model)])
+        posteriors = outputs.posteriors(sums, self.layer.weights(model, outputs.rows))
         held_out = self._held_out_loader(trainer, model, type(outputs))
         if held_out is not None:
             exact = self.held_out.exact(held_out, trainer)
@@ -277,7 +282,7 @@ class FitLaplace(FeatureCallback):
         needs_target: bool = False,
     ) -> tuple[LaplaceOutputs, LastLayerRows]:
         """A batch at the last layer, and the kind of its outputs, which is ``outputs`` if known."""
-        rows = self.layer(model, batch, trainer)
+        rows = self.layer(model, batch, trainer, is_first=outputs is None)
         if outputs is None:
             outputs = self._outputs_of(model, rows)
         if needs_target or outputs.needs_target:
@@ -302,11 +307,16 @@ class FitLaplace(FeatureCallback):
                 f"{describe(self.logits.task(model))} makes a {type(rows.prediction).__name__} of them."
             )
         (members, _, num_features), num = rows.features.shape, rows.outputs.shape[2]
-        size = 8 * members * kind.num_sums(num_features, num)
-        if size > MAX_BYTES:
+        sums = 8 * members * kind.num_sums(num_features, num)
+        is_drawn = kind.has_logits and self.link == "samples"
+        draws = 8 * members * draws_each(self.num_samples, members) * num_features * num if is_drawn else 0
+        if max(sums, draws) > MAX_BYTES:
+            what = "the second moments" if sums >= draws else "the draws of the weights"
+            other = "" if sums >= draws else ", or `link='probit'`, which draws nothing"
             raise InputError(
-                f"FitLaplace would need {size / 2**30:.3g} GiB for the second moments of {num_features} features and {num} outputs of "
-                f"{members} networks, more than {MAX_BYTES / 2**30:.3g} GiB. Fit a network with a smaller last layer."
+                f"FitLaplace would need {max(sums, draws) / 2**30:.3g} GiB for {what} of {num_features} features and {num} outputs of "
+                f"{members} networks, more than {MAX_BYTES / 2**30:.3g} GiB. Pass a `predict_fn` that returns only the outputs that matter, such as "
+                f"the logits of a few answers of a language model{other}."
             )
         if self.held_out.given is not None and not (self._reads_held_out(kind) or self.select == "held_out"):
             raise InputError(
@@ -341,7 +351,7 @@ class FitLaplace(FeatureCallback):
             return
         fields = LastLayerPosterior._fields
         self._transform = LaplaceTransform(
-            tensors["feature_layer"],
+            LayerFeatures(tensors["feature_layer"], self.features.pool),
             KINDS[tensors["outputs"]](tensors["rows"], tensors["shift"], tensors["scale"]),
             [LastLayerPosterior(*(tensors[f"{i}.{field}"] for field in fields)) for i in range(tensors["num_members"])],
             has_bias=tensors["has_bias"],

@@ -21,7 +21,7 @@ class LaplaceTransform(PredictionTransform):
     """Adds the epistemic variance of the last layer to means, or samples logits from its posterior.
 
     Args:
-        layer: Name of the last layer.
+        features: Features of the last layer: its input.
         outputs: The kind of its outputs.
         posteriors: One per member.
         has_bias: Whether the layer has a bias.
@@ -35,7 +35,7 @@ class LaplaceTransform(PredictionTransform):
 
     def __init__(
         self,
-        layer: str,
+        features: LayerFeatures,
         outputs: LaplaceOutputs,
         posteriors: Sequence[LastLayerPosterior],
         *,
@@ -44,7 +44,7 @@ class LaplaceTransform(PredictionTransform):
         num_samples: int = 32,
         seed: int = 0,
     ) -> None:
-        self.features = LayerFeatures(layer)
+        self.features = features
         self.outputs = outputs
         self.posteriors = list(posteriors)
         self.has_bias = has_bias

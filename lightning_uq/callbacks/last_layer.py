@@ -46,9 +46,12 @@ class LastLayerReader:
     def __init__(self, features: FeatureReader, name: str) -> None:
         self.features = features
         self.name = name
+        self._picked: Tensor | None = None  # the layer's output that each output is, if not all of them in order
 
-    def __call__(self, model: nn.Module, batch: object, trainer: Trainer | None = None) -> LastLayerRows:
-        """A batch at the last layer.
+    def __call__(
+        self, model: nn.Module, batch: object, trainer: Trainer | None = None, *, is_first: bool = True
+    ) -> LastLayerRows:
+        """A batch at the last layer. The first batch of a fit shows which of the layer's outputs the model returns.
 
         Raises:
             InputError: The layer is not linear, its features hold NaN, or it does not make the outputs.
@@ -71,40 +74,74 @@ class LastLayerReader:
         if not bool(features.isfinite().all()):
             raise InputError(
                 f"The features that {self.name} is fitted to, the input of layer {layer!r}, hold NaN or infinity."
+                + ("" if self.features.pool is None else " A row of padding alone has NaN: leave such rows out.")
             )
         check_numbers(raw, logits.task(model))
         prediction = logits.prediction(model, raw, to_members=False)
         rows = to_float64(features)
         rows = with_bias(rows) if self.has_bias(model) else rows
         is_softmax = isinstance(prediction, CategoricalPrediction) and raw.shape == prediction.logits.shape
+        num_outputs = raw[0, 0].numel()
+        if is_first:
+            self._picked = None
+        if self._picked is None and num_outputs < self._num_outputs(model):
+            self._picked = self._find_picked(model, batch, trainer)
         if not self._makes_outputs(model, rows, raw, up_to_constant=is_softmax):
+            pooled = "" if self.features.pool is None else f" from the features of `pool={self.features.pool!r}`"
             raise InputError(
-                f"{self.name} needs the layer that makes the outputs of {type(model).__name__}, but {layer!r} does not. Pass the name of the "
-                "linear layer that makes them as `feature_layer`, without an activation, a rescaling or a sampled part after it "
+                f"{self.name} needs the layer that makes the outputs of {type(model).__name__}, but {layer!r} does not make them{pooled}. Pass the "
+                "name of the linear layer that makes them as `feature_layer`, without an activation, a rescaling or a sampled part after it "
                 "(`Regression(target_scale=...)` rescales targets)."
             )
-        index = torch.arange(raw[0, 0].numel()).reshape(raw.shape[2:])
+        index = torch.arange(num_outputs).reshape(raw.shape[2:])
         if isinstance(prediction, NumberPrediction) and index.ndim:
             index = index[..., : prediction.target_shape[-1]]  # the means; the variances follow
-        outputs = to_float64(raw).reshape(*raw.shape[:2], -1)[..., index.flatten()]
-        return LastLayerRows(rows, outputs, index.flatten(), raw, prediction)
+        index = index.flatten()
+        outputs = to_float64(raw).reshape(*raw.shape[:2], -1)[..., index]
+        return LastLayerRows(rows, outputs, index if self._picked is None else self._picked[index], raw, prediction)
 
     def has_bias(self, model: nn.Module) -> bool:
         """Whether the layer has a bias."""
         return all(layer.bias is not None for layer in self.features.layers(model))
 
-    def weights(self, model: nn.Module) -> list[Tensor]:
-        """The weights of each member's layer [O, P], with the bias as the last column, in float64 on the CPU."""
+    def weights(self, model: nn.Module, index: Tensor | None = None) -> list[Tensor]:
+        """The weights of each member's layer [O, P], with the bias as the last column, in float64 on the CPU; only those with ``index``, if given."""
         found = []
         for layer in self.features.layers(model):
             assert isinstance(layer, nn.Linear)
             columns = [layer.weight] if layer.bias is None else [layer.weight, layer.bias.unsqueeze(1)]
-            found.append(to_float64(torch.cat(columns, 1)).cpu())
+            chosen = [one if index is None else one[index.to(one.device)] for one in columns]
+            found.append(to_float64(torch.cat(chosen, 1)).cpu())
         return found
+
+    def _num_outputs(self, model: nn.Module) -> int:
+        layer = self.features.layers(model)[0]
+        assert isinstance(layer, nn.Linear)
+        return layer.out_features
+
+    def _find_picked(self, model: nn.Module, batch: object, trainer: Trainer | None) -> Tensor | None:
+        """The index of the layer's output that each of the model's outputs is [O]; None if they are not simply some of these.
+
+        The layer is made to return the index of each output in its place, so the model returns the indices.
+        """
+
+        def indices(layer: nn.Module, args: object, output: Tensor) -> Tensor:
+            return torch.arange(output.shape[-1], dtype=torch.float32, device=output.device).expand(output.shape)
+
+        hooks = [layer.register_forward_hook(indices) for layer in self.features.layers(model)]
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                found = self.features.logits(model, batch, trainer, check=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        picked = found[0, 0].flatten()
+        is_index = (picked == picked.round()) & (picked >= 0) & (picked < self._num_outputs(model))
+        return picked.long().cpu() if bool(is_index.all()) and bool((found == found[:1, :1]).all()) else None
 
     def _makes_outputs(self, model: nn.Module, rows: Tensor, raw: Tensor, *, up_to_constant: bool) -> bool:
         """Whether the outputs are W phi + b; for a softmax, up to a constant that all logits of an input share."""
-        weights = torch.stack(self.weights(model)).to(rows.device)
+        weights = torch.stack(self.weights(model, self._picked)).to(rows.device)
         found = to_float64(raw).reshape(*raw.shape[:2], -1)
         if len(found) != len(rows) or found.shape[-1] != weights.shape[1]:
             return False

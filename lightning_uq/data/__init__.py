@@ -40,6 +40,7 @@ from lightning_uq.data.testbed import (
     save_problem,
 )
 from lightning_uq.data.testbed_module import JointDraws, TestbedDataModule
+from lightning_uq.data.tokens import next_token_batch
 from lightning_uq.data.toy import ToyCurveDataModule, toy_curve, two_moons
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "gaussian_inputs",
     "gp_classification_problem",
     "gp_posterior",
+    "next_token_batch",
     "nngp_kernel",
     "open_data",
     "polyadic_inputs",

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_uq._lightning import is_compiled
+from lightning_uq.batches import TARGET_NAMES
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
@@ -54,7 +55,9 @@ class StepInput:
                 x, target = reader.unpack(model, batch)
             except InputError:  # a later reader of the batch raises the error
                 return
-            self.start(model, x, target)
+            # A step may pass labels on to a network that computes its loss, while `unpack_batch` makes other targets of them.
+            labels = [batch.get(name) for name in TARGET_NAMES] if isinstance(batch, Mapping) else []
+            self.start(model, x, [target, labels])
 
     def end(self, model: nn.Module, step: str) -> None:
         """Compare after the step, named ``step``."""

@@ -12,6 +12,9 @@ from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import sum_of_ranks
 
 _ENOUGH = 2**17  # number of logits that fit into a cache
+_PART = (
+    2**22
+)  # logits in float64 at a time: those of a language model's batch, over its vocabulary, would need several copies
 
 
 class TemperatureReader(CalibrationReader):
@@ -34,9 +37,13 @@ class TemperatureReader(CalibrationReader):
         """Buffer the rows of a batch, and add them to the sums once there are enough: each update takes some thousand small operations."""
         if not len(labels):
             return
-        self._waiting.append((self.logits_of(prediction).squeeze(0), labels, group if self.per_label else None))
-        if sum(logits.numel() for logits, *_ in self._waiting) >= _ENOUGH:
-            self._add_waiting()
+        size = max(1, _PART // prediction[:1].calibration_logits.numel())
+        for start in range(0, len(labels), size):
+            part = slice(start, start + size)
+            own = None if group is None or not self.per_label else group[part]
+            self._waiting.append((self.logits_of(prediction[part]).squeeze(0), labels[part], own))
+            if sum(logits.numel() for logits, *_ in self._waiting) >= _ENOUGH:
+                self._add_waiting()
 
     def _add_waiting(self) -> None:
         if not self._waiting:

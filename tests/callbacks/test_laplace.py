@@ -576,7 +576,7 @@ def test_bad_numbers_and_arguments():
     assert prediction.score("variance")[3] == math.inf
     assert prediction.score("variance").isinf().sum() == 1
     assert laplace.score(module, [bad])[3] == math.inf
-    for given in ({"select": "best"}, {"link": "exact"}, {"num_samples": 0}, {"pool": "mean"}):
+    for given in ({"select": "best"}, {"link": "exact"}, {"num_samples": 0}, {"pool": "positions"}):
         with pytest.raises(InputError, match=next(iter(given))):
             FitLaplace(**given)
     with pytest.raises(InputError, match="`held_out` cannot be used with"):
