@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,14 @@ Predicate = Callable[[str, Tensor], bool]
 
 
 class Penalty(ABC):
-    """A module's ``regularizer``: a function of the network and the inputs, added to the training loss."""
+    """A module's ``regularizer``: a function of the network and the inputs, added to the training loss.
+
+    Attributes:
+        sums_members: Whether the penalty of an ensemble is the sum of its members' penalties. :class:`MemberParallelStrategy` needs this,
+            and reads the attribute of any regularizer.
+    """
+
+    sums_members: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, network: nn.Module, x: Any) -> Tensor:
@@ -82,6 +89,7 @@ class L2WeightDecay(Penalty):
         1.0
     """
 
+    sums_members: ClassVar[bool] = True
     scale: float = 1.0
 
     def __call__(self, network: nn.Module, x: Any) -> Tensor:

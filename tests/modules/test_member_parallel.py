@@ -208,6 +208,58 @@ if RANK == 0:
     check_close(two["fitted"], one["fitted"], "fitted")
 
 
+AVERAGES = (
+    COMMON
+    + """
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning_uq.losses import L2WeightDecay
+
+class Epochs(WeightAveraging):
+    def should_update(self, step_idx=None, epoch_idx=None):
+        return epoch_idx is not None and epoch_idx >= 1
+
+class Tracked(Callback):
+    # The number of batches that each member's BatchNorm has seen, at each validation.
+    def __init__(self):
+        self.seen = []
+    def on_validation_start(self, trainer, module):
+        self.seen.append([int(module.network.member_tensors(i)["1.num_batches_tracked"]) for i in range(5)])
+
+swa = partial(StochasticWeightAveraging, swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=2)
+results = {}
+for name, network, callback, options in [
+    ("swa", normalized, swa, {"optimizer": adam, "lr_scheduler": step_lr, "regularizer": L2WeightDecay(0.01)}),
+    ("stacked", mlp, swa, {"optimizer": adam, "execution": "stacked"}),
+    ("epochs", normalized, Epochs, {"optimizer": adam}),
+    ("ema", normalized, partial(EMAWeightAveraging, decay=0.9, update_every_n_steps=3), {"optimizer": adam}),
+]:
+    module, trainer = run(name, network, DEVICES, callbacks=[callback()], epochs=4, **options)
+    saved = torch.load(FOLDER / f"{name}-{DEVICES}" / "last.ckpt", weights_only=True)
+    kept = {key: one for key, one in saved["callbacks"].items() if "Averaging" in key or "Epochs" in key}
+    assert kept, saved["callbacks"].keys()
+    tensors = [tensor for i in range(5) for tensor in module.network.member_tensors(i).values()]
+    results[name] = flat([content(name, DEVICES), kept, tensors])
+tracked = Tracked()
+trainer = trainer_for("tracked", DEVICES, epochs=1, callbacks=[tracked], accumulate_grad_batches=4, val_check_interval=1)
+run("tracked", normalized, DEVICES, trainer=trainer, optimizer=adam)
+if RANK == 0:
+    json.dump([results, tracked.seen], open(out, "w"))
+"""
+)
+
+
+def test_averages_and_statistics_are_those_of_one_process(run_script):
+    (one, seen), (two, seen_by_two) = (run_script(AVERAGES.replace("DEVICES", str(n))) for n in (1, 2))
+    for name, expected in one.items():
+        if name == "stacked":
+            check_close(two[name], expected, name)
+        else:
+            assert two[name] == expected, name
+    # A batch that only accumulates gradients updates the statistics of BatchNorm too, and the next validation uses them.
+    assert seen_by_two == seen
+    assert [2] * 5 in seen
+
+
 REFUSED = """
 import json
 from lightning.pytorch import LightningModule, Trainer
@@ -215,7 +267,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import DeterministicModule, EnsembleModule, MemberParallelStrategy
-from lightning_uq.losses import JointLoss
+from lightning_uq.losses import JointLoss, L2WeightDecay
 
 LOADER = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(3, (8,))), 4)
 
@@ -233,6 +285,11 @@ class Lit(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Repulsive(EnsembleModule):
+    def training_loss(self, x, y, batch):
+        return super().training_loss(x, y, batch) - self.network(x).var(0).mean()
 
 
 def linear():
@@ -265,6 +322,9 @@ found = {
     "size": refusal(EnsembleModule(linear), 2),
     "loss": refusal(EnsembleModule(linear, loss=JointLoss(tau=4))),
     "norm": refusal(EnsembleModule(linear), sync_batchnorm=True),
+    "regularizer": refusal(EnsembleModule(linear, regularizer=lambda network, x: network(x).var(0).mean())),
+    "override": refusal(Repulsive(linear)),
+    "decay": refusal(EnsembleModule(linear, regularizer=L2WeightDecay(0.1))),
 }
 MemberParallelStrategy.world_size = 6
 found["groups"] = refusal(EnsembleModule(linear, num_members=2), 2)
@@ -275,12 +335,15 @@ json.dump([left, found], open(out, "w"))
 def test_what_cannot_be_split_is_refused_and_a_fit_leaves_nothing_behind(run_script):
     left, found = run_script(REFUSED)
     assert left == [True] * 3
+    assert found.pop("decay") is None
     for name, message in {
         "module": "UnsupportedError: MemberParallelStrategy trains the members of an EnsembleModule, but the model is a DeterministicModule.",
         "members": "UnsupportedError: .*the members are LightningModules \\(Lit\\)",
         "size": "InputError: 1 processes cannot be split into groups of data_parallel_size=2",
         "loss": "UnsupportedError: .* needs a loss of a single member",
         "norm": "UnsupportedError: `sync_batchnorm=True`",
+        "regularizer": "UnsupportedError: .*sum over members.*sums_members = True",
+        "override": "UnsupportedError: .*cannot split `Repulsive.training_loss`",
         "groups": "InputError: 3 groups of processes cannot share 2 members.*data_parallel_size=3 or more",
     }.items():
         assert found[name] is not None, name

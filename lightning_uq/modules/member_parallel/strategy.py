@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
@@ -19,6 +20,19 @@ from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.member_parallel.states import joined, narrowed, own_entries
 from lightning_uq.networks.ensemble import EnsembleNetwork, RowEnsembleNetwork, SharedTrunkNetwork
 from lightning_uq.running.averages import averaged_copies
+
+_SPLIT = (
+    "training_step",
+    "training_loss",
+    "index_losses",
+    "losses_and_count",
+    "regularized",
+    "reported_loss",
+    "configure_optimizers",
+    "optimized_parameters",
+    "configure_gradient_clipping",
+)
+"""Methods that see this process's members alone. An override that expects all members would train wrong ones, without an error."""
 
 
 class MemberParallelStrategy(DDPStrategy):
@@ -43,7 +57,8 @@ class MemberParallelStrategy(DDPStrategy):
     Raises:
         InputError: The number of processes is not a multiple of D, or there are more groups than members. Raised before the training.
         UnsupportedError: The model is not an :class:`EnsembleModule` of plain networks, the precision scales the loss (``16-mixed``),
-            or BatchNorm is synchronized. Raised before the training.
+            BatchNorm is synchronized, the ``regularizer`` is not declared as a sum over members, or a subclass overrides a part of the
+            training step or the optimizer. Raised before the training.
 
     Example:
         >>> trainer = Trainer(accelerator="cpu", devices=2, strategy=MemberParallelStrategy(), logger=False)
@@ -98,6 +113,18 @@ class MemberParallelStrategy(DDPStrategy):
                 f"MemberParallelStrategy needs a loss of a single member, but `loss` is computed over all members together "
                 f"({ensemble.loss!r}). Use strategy='ddp'."
             )
+        if ensemble.regularizer is not None and not getattr(ensemble.regularizer, "sums_members", False):
+            raise UnsupportedError(
+                f"MemberParallelStrategy needs a `regularizer` that is a sum over members, because each process has only its own, but "
+                f"{ensemble.regularizer!r} does not declare this. If it is one, give it an attribute `sums_members = True`. Otherwise use "
+                "strategy='ddp'."
+            )
+        for name in _SPLIT:
+            if getattr(type(ensemble), name) is not getattr(EnsembleModule, name):
+                raise UnsupportedError(
+                    f"MemberParallelStrategy cannot split `{type(ensemble).__name__}.{name}`, an override that may use all members. Use "
+                    "strategy='ddp'."
+                )
         if isinstance(ensemble.network, SharedTrunkNetwork | RowEnsembleNetwork):
             raise UnsupportedError(
                 "MemberParallelStrategy cannot train members that share weights. Use strategy='ddp'."
@@ -161,6 +188,11 @@ class MemberParallelStrategy(DDPStrategy):
 
     # ------------------------------------------------------------------ training
 
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Note that the members change: a step that only accumulates gradients still updates the statistics of BatchNorm."""
+        self._is_ahead = True
+        return super().training_step(*args, **kwargs)
+
     def optimizer_step(
         self,
         optimizer: Optimizer,
@@ -169,7 +201,6 @@ class MemberParallelStrategy(DDPStrategy):
         **kwargs: Any,
     ) -> Any:
         """Step this process's members, after averaging their gradients within the group."""
-        self._is_ahead = True
 
         def averaging() -> Any:
             result = closure()
