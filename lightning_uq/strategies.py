@@ -32,5 +32,6 @@ def check_strategy(trainer: Trainer, name: str, *, runs_sharded: bool = False) -
     if is_instance(trainer.strategy, FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy):
         raise UnsupportedError(
             f"{name} does not support {type(trainer.strategy).__name__} yet, since it shards the model. Use one device or "
-            "`strategy='ddp'` for this stage."
+            "`strategy='ddp'` for this stage. ModelParallelStrategy runs some callbacks on a LightningModule of your own, and "
+            "EpinetModule with `freeze_base=True`."
         )

@@ -140,6 +140,11 @@ class UncertaintyModule(CheckpointedModule):
         self._save_arguments()
 
     @property
+    def runs_sharded(self) -> bool:
+        """Whether the module runs under FSDP2 (``ModelParallelStrategy``)."""
+        return False
+
+    @property
     def ood_score(self) -> str | None:
         """The default out-of-distribution score: the method's preferred one if the task supports it, else the task's.
 
@@ -207,9 +212,9 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ steps
 
     def setup(self, stage: str) -> None:
-        """Refuse untested strategies (FSDP, DeepSpeed, model parallelism), and keep priors in eval mode."""
+        """Refuse untested strategies (FSDP, DeepSpeed, mostly model parallelism), and keep priors in eval mode."""
         super().setup(stage)
-        check_strategy(self.trainer, type(self).__name__)
+        check_strategy(self.trainer, type(self).__name__, runs_sharded=self.runs_sharded)
         if stage == "fit":
             self.prediction_transforms.clear()  # they belong to the old weights
             expect_eval_mode(self.network.num_frozen)

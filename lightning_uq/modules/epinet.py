@@ -5,20 +5,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import describe
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.arguments import given_network, training_option
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.frozen import expect_eval_mode
+from lightning_uq.modules.sharded_base import ShardedBase
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.networks.pooling import Pool
+from lightning_uq.networks.sharding import copy_from_first_rank, shard
 from lightning_uq.running.averages import averaged_copies
 from lightning_uq.running.loaders import training_loader
 from lightning_uq.tasks import describe as describe_task
@@ -41,7 +46,8 @@ class EpinetModule(UncertaintyModule):
         head: Sizes and scales of the epinet and its priors; the defaults need no tuning for the network.
         prior: Factory of an additive prior g(x, z), for instance :func:`~lightning_uq.networks.mlp_prior`. Its scale is the
             head's ``additive_prior_scale``.
-        freeze_base: Whether the base is frozen: in eval mode, without gradients.
+        freeze_base: Whether the base is frozen: in eval mode, without gradients. Only then does the module run under FSDP2
+            (``ModelParallelStrategy`` with ``tensor_parallel_size=1``), which shards the base.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
@@ -112,6 +118,26 @@ class EpinetModule(UncertaintyModule):
                 average.network = copy.deepcopy(self.network).to(average.device)
         if stage == "fit":
             expect_eval_mode(self.network.num_frozen)
+
+    @property
+    def runs_sharded(self) -> bool:
+        """Whether the base is frozen: FSDP2 then shards the base, and all ranks hold the head."""
+        return self.network.freeze_base
+
+    def configure_model(self) -> None:
+        """Under FSDP2, shard the base block by block. An override may shard ``self.network.base`` in another way first."""
+        super().configure_model()
+        if self.device_mesh is not None:
+            self.to(self.trainer.strategy.root_device)
+            copy_from_first_rank(self, self.device_mesh["data_parallel"])
+            shard(self.network.base, self.device_mesh["data_parallel"])
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Check the Trainer's callbacks. Under FSDP2, average the head's gradients, and gather the base for evaluations."""
+        found = super().configure_callbacks()
+        callbacks = [found] if is_instance(found, Callback) else list(found)
+        sharded = is_instance(self.trainer.strategy, ModelParallelStrategy)  # the mesh is made later
+        return [*callbacks, ShardedBase()] if sharded else callbacks
 
     def on_train_start(self) -> None:
         """Decide whether to track features: Lightning skips ``on_train_epoch_start`` when a training resumes within an epoch."""

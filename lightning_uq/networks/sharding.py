@@ -7,12 +7,16 @@ run the same number of forward passes, which passes over exact data do not: a ra
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _gathered: WeakSet[nn.Module] = WeakSet()  # the parts that are inside `gathered`
 
@@ -69,6 +73,47 @@ def gathered(module: nn.Module) -> Iterator[None]:
                     "sharded by `fully_shard` are supported."
                 )
         yield
+
+
+def shard(module: nn.Module, mesh: "DeviceMesh") -> None:
+    """Divide a module's parameters, which are equal on all ranks, among the ranks of a mesh, block by block.
+
+    The blocks are the elements of the outermost ``nn.Sequential`` and ``nn.ModuleList`` parts, so a forward pass gathers one block at a
+    time. A module with sharded parts stays as it is.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if is_sharded(module):
+        return
+    for block in _blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def copy_from_first_rank(module: nn.Module, mesh: "DeviceMesh") -> None:
+    """Overwrite parameters and buffers that are not sharded by those of the mesh's first rank. A collective."""
+    group = mesh.get_group()
+    first = torch.distributed.get_global_rank(group, 0)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not _is_dtensor(tensor):
+            torch.distributed.broadcast(tensor.detach(), first, group)
+
+
+def average_gradients(module: nn.Module, mesh: "DeviceMesh") -> None:
+    """Replace the gradients of parameters that are not sharded by their means over the ranks of a mesh. A collective."""
+    for parameter in module.parameters():
+        if parameter.grad is not None and not _is_dtensor(parameter):
+            torch.distributed.all_reduce(parameter.grad, group=mesh.get_group())
+            parameter.grad /= mesh.size()
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            if any(True for _ in child.parameters()):
+                yield child
+        else:
+            yield from _blocks(child)
 
 
 class GatheredStage:
