@@ -23,7 +23,6 @@ from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.networks.pooling import Pool
-from lightning_uq.networks.sharding import copy_from_first_rank, shard
 from lightning_uq.running.averages import averaged_copies
 from lightning_uq.running.loaders import training_loader
 from lightning_uq.tasks import describe as describe_task
@@ -124,20 +123,13 @@ class EpinetModule(UncertaintyModule):
         """Whether the base is frozen: FSDP2 then shards the base, and all ranks hold the head."""
         return self.network.freeze_base
 
-    def configure_model(self) -> None:
-        """Under FSDP2, shard the base block by block. An override may shard ``self.network.base`` in another way first."""
-        super().configure_model()
-        if self.device_mesh is not None:
-            self.to(self.trainer.strategy.root_device)
-            copy_from_first_rank(self, self.device_mesh["data_parallel"])
-            shard(self.network.base, self.device_mesh["data_parallel"])
-
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Check the Trainer's callbacks. Under FSDP2, average the head's gradients, and gather the base for evaluations."""
+        """Check the Trainer's callbacks. Under FSDP2, add what shards the base and averages the head's gradients."""
         found = super().configure_callbacks()
         callbacks = [found] if is_instance(found, Callback) else list(found)
-        sharded = is_instance(self.trainer.strategy, ModelParallelStrategy)  # the mesh is made later
-        return [*callbacks, ShardedBase()] if sharded else callbacks
+        if not is_instance(self.trainer.strategy, ModelParallelStrategy):
+            return callbacks
+        return [*callbacks, ShardedBase(self, self.network.base)]
 
     def on_train_start(self) -> None:
         """Decide whether to track features: Lightning skips ``on_train_epoch_start`` when a training resumes within an epoch."""

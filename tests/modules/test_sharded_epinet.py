@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -22,6 +22,7 @@ from lightning_uq import (
     UnsupportedError,
     read_predictions,
 )
+from lightning_uq.modules.sharded_base import ShardedBase
 
 N = 21  # evaluated in batches of 5: three for rank 0, two for rank 1
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)  # Adam would blow up the rounding of gradients near zero
@@ -151,3 +152,11 @@ def test_a_base_that_is_trained_is_refused(tmp_path):
     module.trainer = run(tmp_path, 2)
     with pytest.raises(UnsupportedError, match=r"does not support ModelParallelStrategy.*freeze_base=True"):
         module.setup("fit")
+
+
+@pytest.mark.parametrize("callback", [EMAWeightAveraging(decay=0.9), StochasticWeightAveraging(swa_lrs=0.1)])
+def test_averages_of_weights_are_refused(tmp_path, callback):
+    trainer = run(tmp_path, 2, callback)
+    with pytest.raises(UnsupportedError, match=f"does not support {type(callback).__name__}"):
+        ShardedBase(module := make(), module.network.base).setup(trainer, module, "fit")
+    run(tmp_path, 1).fit(module, data())  # the same module under another strategy
