@@ -109,7 +109,8 @@ def average_gradients(module: nn.Module, mesh: "DeviceMesh") -> None:
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(module, nn.Sequential | nn.ModuleList):
+        is_container = isinstance(child, nn.ModuleList | nn.ModuleDict)  # these have no forward pass to gather for
+        if isinstance(module, nn.Sequential | nn.ModuleList) and not is_container:
             if any(True for _ in child.parameters()):
                 yield child
         else:

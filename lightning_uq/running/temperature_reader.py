@@ -12,9 +12,7 @@ from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import sum_of_ranks
 
 _ENOUGH = 2**17  # number of logits that fit into a cache
-_PART = (
-    2**22
-)  # logits in float64 at a time: those of a language model's batch, over its vocabulary, would need several copies
+_PART = 2**22  # logits at a time, in float64: a language model's batch has one per token and word
 
 
 class TemperatureReader(CalibrationReader):

@@ -29,22 +29,25 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)  # Adam would blow up the r
 
 
 class Base(nn.Module):
-    """A pretrained network as its author writes it: blocks in a list, with BatchNorm."""
+    """A pretrained network as its author writes it: lists of blocks in a list, with BatchNorm."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
         self.stem = nn.Linear(4, 6)
-        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh()) for _ in range(2)])
+        self.stages = nn.ModuleList(
+            [nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh())]) for _ in range(2)]
+        )
         self.last = nn.Linear(6, 3)
-        self.blocks[0][1].running_mean.fill_(0.3)
+        self.stages[0][0][1].running_mean.fill_(0.3)
         with torch.no_grad():  # so that all classes occur
             self.last.bias -= self.eval()(torch.randn(500, 4)).mean(0)
 
     def forward(self, x):
         x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
+        for stage in self.stages:
+            for block in stage:
+                x = x + block(x)
         return self.last(x)
 
 
