@@ -7,7 +7,7 @@ are those of the epoch with the best validation NLL.
 import tempfile
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,11 @@ def _run(
     left = {(job.trainee, job.seed): job for job in open_jobs(plan.jobs, run)}
     count = configuration.recipe.tune
     total = len(plan.jobs) + count * sum(tuning.tunes(job.trainee) for job in plan.jobs)
-    done = total - len(left) - sum(tuning.left(*key) for key in left)
+
+    def done() -> int:
+        missing = open_jobs(plan.jobs, run)
+        return total - len(missing) - sum(tuning.left(job.trainee, job.seed) for job in missing)
+
     test_marks = {seed: marks["test"] for seed, marks in plan.marks.items()}
     workshop = Workshop(configuration, run.path, plan.monitors, test_marks, plan.known, options.save_predictions)
 
@@ -232,30 +236,31 @@ def _run(
                 f"{_counted(len(plan.jobs), 'training')} for {len(plan.chosen)} methods with {_counted(configuration.seeds, 'seed')}: some methods use "
                 "the network of another one."
             )
-        progress.start(total, plan.epochs, done)
+        progress.start(total, plan.epochs, done())
         jobs = deque(map(next_job, left.values()))
         signals.check()
-        for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
-            done += 1
-            progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
-            if job.is_trial:
-                tuning.tell(job, finished.best, finished.epochs, finished.seconds)
-                if not tuning.left(job.trainee, job.seed):
-                    progress.note(tuning.outcome(job.trainee, job.seed))
-                jobs.appendleft(next_job(left[job.trainee, job.seed]))
+        # Closed before what is complete is counted: no other process completes one more meanwhile.
+        with closing(run_jobs(jobs, workshop, progress, options.jobs)) as results:
+            for job, finished in results:
+                progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
+                if job.is_trial:
+                    tuning.tell(job, finished.best, finished.epochs, finished.seconds)
+                    if not tuning.left(job.trainee, job.seed):
+                        progress.note(tuning.outcome(job.trainee, job.seed))
+                    jobs.appendleft(next_job(left[job.trainee, job.seed]))
+                    signals.check()
+                    continue
+                for name, reason in finished.diverged.items():
+                    run.add_diverged(name, job.seed, reason)
+                    progress.note(f"{name} has no row: it diverged at seed {job.seed} ({reason}).")
+                if can_resume:
+                    write_results(found().results(statistics=False), run.path)
                 signals.check()
-                continue
-            for name, reason in finished.diverged.items():
-                run.add_diverged(name, job.seed, reason)
-                progress.note(f"{name} has no row: it diverged at seed {job.seed} ({reason}).")
-            if can_resume:
-                write_results(found().results(statistics=False), run.path)
-            signals.check()
     except BaseException as error:
         comparison = found()
         run.discard_if_empty()
         if is_interrupt(error):
-            raise Interrupted(comparison, done, total, can_resume=can_resume and run.has_work) from error
+            raise Interrupted(comparison, done(), total, can_resume=can_resume and run.has_work) from error
         raise
     comparison = found()
     if not comparison.rows:

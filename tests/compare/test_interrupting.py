@@ -9,6 +9,8 @@ import time
 import pytest
 
 from lightning_uq.cli import main
+from lightning_uq.compare import Configuration, Interrupted, Recipe, compare
+from lightning_uq.compare.jobs.jobs import run_jobs
 from tests.compare.runs import COMMAND, results, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
@@ -69,6 +71,22 @@ def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs)
     assert found["verdict"] == ["There is no verdict, because the comparison is incomplete."]
     assert found["verdict"][0] in out
     assert "<html" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_training_that_ends_as_the_signal_comes_counts(tmp_path, monkeypatch):
+    """A record that another process completed is there for --resume before this process hears of it."""
+
+    def interrupted_after_the_second(*given):
+        trainings = run_jobs(*given)
+        yield next(trainings)
+        next(trainings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_uq.compare.run.run_jobs", interrupted_after_the_second)
+    configuration = Configuration(methods=("softmax", "energy"), seeds=3, recipe=Recipe(max_epochs=1))
+    with pytest.raises(Interrupted, match=r"interrupted after 2 of 3 trainings. Continue with --resume.") as caught:
+        compare(configuration, directory=tmp_path)
+    assert len(caught.value.comparison.records["softmax"]) == 2
 
 
 SLOW = """

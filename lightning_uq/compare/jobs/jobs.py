@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -109,7 +109,7 @@ class Workshop:
 
 def run_jobs(
     jobs: deque[Job], workshop: Workshop, progress: Progress, processes: int = 1
-) -> Iterator[tuple[Job, Finished]]:
+) -> Generator[tuple[Job, Finished], None, None]:
     """Run jobs, and yield each when it is done: in order, or, with several processes, in the order of completion.
 
     Args:
