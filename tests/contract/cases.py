@@ -41,6 +41,7 @@ AXES = {
     "fast_dev_run": "`fast_dev_run` and `barebones`",
     "ddp": "two gloo processes give what one gives, at uneven numbers of rows",
     "ddp_spawn": "the same, started by `spawn`",
+    "fsdp2": "`ModelParallelStrategy`: two gloo processes, each with a part of the weights, give what one gives",
     "reload": "save, load bare under `weights_only=True`, the same numbers; `best` and `last`",
     "resume": "resuming at an epoch's end gives the numbers of the uninterrupted run",
     "mid-epoch": "resuming in mid-epoch, with a loader that keeps its state",

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks import PredictionWriter
@@ -35,14 +39,31 @@ from tests.metrics.cases import ROWS
 ODD = TRAIN + 1  # a rank more than the other
 
 
+class UsersShardedModule(UsersModule):
+    """The user's module, which FSDP2 shards as in Lightning's documentation."""
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None or isinstance(self.net, FSDPModule):
+            return
+        for layer in (self.net[0], self.net):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # Lightning cannot load the state of an optimizer that has none.
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
 def make_trainer(strategy: str, callbacks: Sequence[Callback] = ()) -> Trainer:
-    """Two float64 ranks that write nothing but a best checkpoint."""
+    """Two ranks in float64 that write nothing but a best checkpoint."""
     leave = [LeaveAtOnce()] if strategy == "ddp_spawn" else []
+    chosen: str | ModelParallelStrategy = strategy
+    if strategy == "fsdp2":
+        chosen = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=strategy,
-        precision="64-true",
+        strategy=chosen,
+        plugins=DoublePrecision(),  # for this strategy, Lightning refuses "64-true" by name
         max_epochs=2,
         logger=False,
         enable_progress_bar=False,
@@ -61,7 +82,7 @@ def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
     trainer = make_trainer(strategy, callbacks=[checkpoint, writer])
     trainer.fit(module, loader(case.task, ODD, shuffle=True), loader(case.task, VAL, 1))
     result = {"best": checkpoint.best_model_path, "weights": _flat(module)}
-    if strategy == "ddp":
+    if strategy != "ddp_spawn":
         (result["validated"],) = trainer.validate(module, loader(case.task, VAL, 1), ckpt_path="best", verbose=False)
         (result["tested"],) = trainer.test(module, loader(case.task, TEST, 2), ckpt_path="best", verbose=False)
         trainer.predict(module, loader(case.task, TEST, 2), ckpt_path="best", return_predictions=False)
@@ -73,14 +94,15 @@ def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
 def run_callback(case: CallbackCase, strategy: str, folder: Path) -> dict[str, Any]:
     """Train with the callback on two ranks, and test the best weights with it."""
     torch.manual_seed(0)
-    module, callback = UsersModule(), case.build()
+    module = UsersShardedModule() if strategy == "fsdp2" else UsersModule()
+    callback = case.build()
     checkpoint = ModelCheckpoint(dirpath=folder, filename=slug(case.name), monitor="val_loss")
     trainer = make_trainer(strategy, callbacks=[callback, checkpoint])
     kind = "classification"
     trainer.fit(module, loader(kind, ODD, shuffle=True), loader(kind, VAL, 1))
     best = checkpoint.best_model_path
     result = {"best": best, "state": callback.state_dict().get("tensors")}
-    if strategy == "ddp":
+    if strategy != "ddp_spawn":
         (result["validated"],) = trainer.validate(module, loader(kind, VAL, 1), ckpt_path=best, verbose=False)
         (result["tested"],) = trainer.test(module, loader(kind, TEST, 2), ckpt_path=best, verbose=False)
     return result
@@ -99,7 +121,8 @@ def slug(name: str) -> str:
 
 
 def _flat(module: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in module.state_dict().values()])
+    whole = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in module.state_dict().values()]
+    return torch.cat([tensor.detach().double().flatten() for tensor in whole])
 
 
 def main(strategy: str, folder: Path, names: list[str]) -> None:
@@ -107,7 +130,8 @@ def main(strategy: str, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     runs = {ModuleCase: run_module, CallbackCase: run_callback, MetricCase: run_metric}
-    for case in [*MODULES, *CALLBACKS, *METRICS]:
+    metrics = [] if strategy == "fsdp2" else METRICS
+    for case in [*MODULES, *CALLBACKS, *metrics]:
         if names and case.name not in names:
             continue
         run = runs[type(case)]
