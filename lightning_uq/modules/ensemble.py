@@ -189,7 +189,7 @@ class EnsembleModule(UncertaintyModule):
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
         self._explains_execution = execution == "auto" and self.members is None
-        self._share: MemberShare | None = None
+        self.share: MemberShare | None = None
 
     @classmethod
     def from_checkpoints(
@@ -292,16 +292,16 @@ class EnsembleModule(UncertaintyModule):
 
     def train_members(self, members: range | None, *, data_parallel_size: int = 1) -> None:
         """Let this process train these members alone, as :class:`MemberParallelStrategy` does; None: all members again."""
-        self._share = None if members is None else MemberShare(self.network, members, data_parallel_size)
+        self.share = None if members is None else MemberShare(self.network, members, data_parallel_size)
 
     @property
     def trained_network(self) -> EnsembleNetwork:
         """The members that this process trains: all of them, or its share under :class:`MemberParallelStrategy`."""
-        return self.network if self._share is None else self._share.network
+        return self.network if self.share is None else self.share.network
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Sum of the losses of the members that this process trains."""
-        return self.regularized(sum_of_losses(self, self._share, x, y, batch), x)
+        return self.regularized(sum_of_losses(self, self.share, x, y, batch), x)
 
     def regularized(self, loss: Tensor, x: Any) -> Tensor:
         """The training loss plus the ``regularizer`` of the members that this process trains, if there is one."""
@@ -309,7 +309,14 @@ class EnsembleModule(UncertaintyModule):
 
     def reported_loss(self, loss: Tensor) -> Tensor:
         """Mean of the members' losses; of all processes' members, a collective under :class:`MemberParallelStrategy`."""
-        return loss / self.network.num_indices if self._share is None else self._share.mean_loss(loss)
+        return loss / self.network.num_indices if self.share is None else self.share.mean_loss(loss)
+
+    def _log_training(self, loss: Tensor, num_rows: int | None) -> None:
+        log = partial(super()._log_training, loss, num_rows)
+        if self.share is None:
+            log()
+        else:
+            self.share.when_complete(log)
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights from ``data_noise`` and ``bootstrap``, whose weights are multiplied."""

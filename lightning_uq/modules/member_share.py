@@ -1,6 +1,6 @@
 """The part of an ensemble that one process trains."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +30,8 @@ class MemberShare:
         self._num_members = whole.num_indices
         self._data_parallel_size = data_parallel_size
         self._stream: RandomStream | None = None
+        self._coming: distributed.Work | None = None
+        self._log: Callable[[], None] | None = None
 
     @contextmanager
     def training(self, seed: int, step: int, device: torch.device) -> Iterator[None]:
@@ -58,7 +60,23 @@ class MemberShare:
         return torch.cat([outputs[: self.members.start], output, outputs[self.members.stop :]])
 
     def mean_loss(self, loss: Tensor) -> Tensor:
-        """The mean loss over all members, from the sum over this process's members. A collective of one number."""
+        """The mean loss over all members, from the sum over this process's members. A collective of one number.
+
+        The number comes while the backward pass runs: it is there when :meth:`complete` has returned.
+        """
         mean = loss / (self._num_members * self._data_parallel_size)
-        distributed.all_reduce(mean)
+        self._coming = distributed.all_reduce(mean, async_op=True)
         return mean
+
+    def when_complete(self, log: Callable[[], None]) -> None:
+        """Call this function at the next :meth:`complete`."""
+        self._log = log
+
+    def complete(self) -> None:
+        """Wait for the mean loss and log it, if that was not done since the last training step."""
+        if self._log is None:
+            return
+        if self._coming is not None:
+            self._coming.wait()
+        log, self._log, self._coming = self._log, None, None
+        log()

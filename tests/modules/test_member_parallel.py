@@ -219,9 +219,11 @@ class Epochs(WeightAveraging):
         return epoch_idx is not None and epoch_idx >= 1
 
 class Tracked(Callback):
-    # The number of batches that each member's BatchNorm has seen, at each validation.
+    # The number of batches that each member's BatchNorm has seen, at each validation, and the loss of each batch.
     def __init__(self):
-        self.seen = []
+        self.seen, self.losses = [], []
+    def on_train_batch_end(self, trainer, *args):
+        self.losses.append(float(trainer.callback_metrics["train_loss"]))
     def on_validation_start(self, trainer, module):
         self.seen.append([int(module.network.member_tensors(i)["1.num_batches_tracked"]) for i in range(5)])
 
@@ -243,13 +245,13 @@ tracked = Tracked()
 trainer = trainer_for("tracked", DEVICES, epochs=1, callbacks=[tracked], accumulate_grad_batches=4, val_check_interval=1)
 run("tracked", normalized, DEVICES, trainer=trainer, optimizer=adam)
 if RANK == 0:
-    json.dump([results, tracked.seen], open(out, "w"))
+    json.dump([results, tracked.seen, tracked.losses], open(out, "w"))
 """
 )
 
 
 def test_averages_and_statistics_are_those_of_one_process(run_script):
-    (one, seen), (two, seen_by_two) = (run_script(AVERAGES.replace("DEVICES", str(n))) for n in (1, 2))
+    (one, seen, losses), (two, seen_by_two, losses_of_two) = (run_script(AVERAGES.replace("DEVICES", str(n))) for n in (1, 2))
     for name, expected in one.items():
         if name == "stacked":
             check_close(two[name], expected, name)
@@ -258,6 +260,9 @@ def test_averages_and_statistics_are_those_of_one_process(run_script):
     # A batch that only accumulates gradients updates the statistics of BatchNorm too, and the next validation uses them.
     assert seen_by_two == seen
     assert [2] * 5 in seen
+    # The mean loss, on its way during the backward pass, is there when the batch ends.
+    assert losses_of_two == pytest.approx(losses, rel=1e-5)
+    assert len(set(losses)) == len(losses) > 4
 
 
 REFUSED = """

@@ -193,6 +193,16 @@ class MemberParallelStrategy(DDPStrategy):
         self._is_ahead = True
         return super().training_step(*args, **kwargs)
 
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Log the mean loss of all members, which was on its way during the backward pass."""
+        super().post_backward(closure_loss)
+        self.complete_step()
+
+    def complete_step(self) -> None:
+        """Log the mean loss of the last step, if it was not logged."""
+        if self._ensemble.share is not None:
+            self._ensemble.share.complete()
+
     def optimizer_step(
         self,
         optimizer: Optimizer,
@@ -265,6 +275,10 @@ class SendMembers(Callback):
 
     def __init__(self, strategy: MemberParallelStrategy) -> None:
         self.strategy = strategy
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Log the loss of a step without a backward pass, as StochasticWeightAveraging has some for BatchNorm."""
+        self.strategy.complete_step()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the members."""
