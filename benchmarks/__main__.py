@@ -67,8 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
 def measure_group(name: str, options: argparse.Namespace) -> dict:
     """Measure the works of one file of timings/."""
     group = importlib.import_module(f"benchmarks.timings.{name}")
-    where = circumstances(options.device, options.threads, options.repeats)
-    clock = clock_for(options.device, options.threads)
+    threads = options.threads * getattr(group, "PROCESSES", 1)
+    where = circumstances(options.device, threads, options.repeats)
+    clock = clock_for(options.device, threads)
     found = []
     for work in group.works(options.device):
         print(f"{name}: {work.name}", flush=True)

@@ -63,17 +63,17 @@ def works(device: str) -> Iterator[Work]:
 
 
 def trainer_for(device: str, steps: int, **kwargs: object) -> Trainer:
-    return Trainer(
-        accelerator="cpu" if device == "cpu" else "gpu",
-        devices=1,
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tempfile.gettempdir(),
-        **kwargs,
-    )
+    options = {
+        "accelerator": "cpu" if device == "cpu" else "gpu",
+        "devices": 1,
+        "max_steps": steps,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tempfile.gettempdir(),
+    }
+    return Trainer(**{**options, **kwargs})
 
 
 # ------------------------------------------------------------------------------------------------ classifiers
