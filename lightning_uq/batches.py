@@ -269,6 +269,11 @@ def check_not_empty(trainer: Trainer, stage: str) -> None:
         raise InputError(f"`{argument}` must hold samples, but it is empty.")
 
 
+def sampler_of(loader: Any) -> Any:
+    """The sampler of a loader's rows, or None."""
+    return getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
+
+
 def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Positions [size] of a batch's rows in the data set, and a mask of the rows that are not padding.
 
@@ -279,7 +284,7 @@ def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Te
     Returns:
         ``(position, keep)``, or ``(None, None)`` for a loader without a distributed sampler.
     """
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
+    sampler = sampler_of(loader)
     if not isinstance(sampler, DistributedSampler):
         return None, None
     per_batch = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size

@@ -251,7 +251,9 @@ if RANK == 0:
 
 
 def test_averages_and_statistics_are_those_of_one_process(run_script):
-    (one, seen, losses), (two, seen_by_two, losses_of_two) = (run_script(AVERAGES.replace("DEVICES", str(n))) for n in (1, 2))
+    (one, seen, losses), (two, seen_by_two, losses_of_two) = (
+        run_script(AVERAGES.replace("DEVICES", str(n))) for n in (1, 2)
+    )
     for name, expected in one.items():
         if name == "stacked":
             check_close(two[name], expected, name)
@@ -270,7 +272,7 @@ import json
 from lightning.pytorch import LightningModule, Trainer
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_uq import DeterministicModule, EnsembleModule, MemberParallelStrategy
 from lightning_uq.losses import JointLoss, L2WeightDecay
 
@@ -297,6 +299,20 @@ class Repulsive(EnsembleModule):
         return super().training_loss(x, y, batch) - self.network(x).var(0).mean()
 
 
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        self.calls = state
+
+
 def linear():
     return nn.Linear(4, 3)
 
@@ -308,10 +324,10 @@ def trainer_for(size=1, **options):
     )
 
 
-def refusal(module, size=1, **options):
+def refusal(module, size=1, loader=LOADER, **options):
     trainer = trainer_for(size, **options)
     try:
-        trainer.fit(module, LOADER)
+        trainer.fit(module, loader)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -329,6 +345,8 @@ found = {
     "norm": refusal(EnsembleModule(linear), sync_batchnorm=True),
     "regularizer": refusal(EnsembleModule(linear, regularizer=lambda network, x: network(x).var(0).mean())),
     "override": refusal(Repulsive(linear)),
+    "state": refusal(EnsembleModule(lambda: nn.Sequential(nn.Linear(4, 3), Counting()))),
+    "rows": refusal(EnsembleModule(linear), loader=DataLoader(LOADER.dataset, 4, sampler=DistributedSampler(LOADER.dataset, 2, 0))),
     "decay": refusal(EnsembleModule(linear, regularizer=L2WeightDecay(0.1))),
 }
 MemberParallelStrategy.world_size = 6
@@ -349,6 +367,8 @@ def test_what_cannot_be_split_is_refused_and_a_fit_leaves_nothing_behind(run_scr
         "norm": "UnsupportedError: `sync_batchnorm=True`",
         "regularizer": "UnsupportedError: .*sum over members.*sums_members = True",
         "override": "UnsupportedError: .*cannot split `Repulsive.training_loss`",
+        "state": "UnsupportedError: .* `Counting` has a state of another kind",
+        "rows": "InputError: The training loader's sampler splits the rows into 2 parts.*needs 1",
         "groups": "InputError: 3 groups of processes cannot share 2 members.*data_parallel_size=3 or more",
     }.items():
         assert found[name] is not None, name

@@ -11,8 +11,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler
 
 from lightning_uq._lightning import keep_training_sampler, split_training_sampler, synchronizes_batch_norm
+from lightning_uq.batches import sampler_of
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.losses.index import takes_indices
@@ -20,6 +22,7 @@ from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.member_parallel.states import joined, narrowed, own_entries
 from lightning_uq.networks.ensemble import EnsembleNetwork, RowEnsembleNetwork, SharedTrunkNetwork
 from lightning_uq.running.averages import averaged_copies
+from lightning_uq.running.loaders import loader_list
 
 _SPLIT = (
     "training_step",
@@ -55,9 +58,10 @@ class MemberParallelStrategy(DDPStrategy):
         mesh: The processes [groups, D]; None before the training.
 
     Raises:
-        InputError: The number of processes is not a multiple of D, or there are more groups than members. Raised before the training.
+        InputError: The number of processes is not a multiple of D, there are more groups than members, or the training loader has a
+            ``DistributedSampler`` of its own with other than D parts. Raised before the training.
         UnsupportedError: The model is not an :class:`EnsembleModule` of plain networks, the precision scales the loss (``16-mixed``),
-            BatchNorm is synchronized, the ``regularizer`` is not declared as a sum over members, or a subclass overrides a part of the
+            BatchNorm is synchronized, a network has a state besides parameters and buffers, the ``regularizer`` is not declared as a sum over members, or a subclass overrides a part of the
             training step or the optimizer. Raised before the training.
 
     Example:
@@ -125,6 +129,12 @@ class MemberParallelStrategy(DDPStrategy):
                     f"MemberParallelStrategy cannot split `{type(ensemble).__name__}.{name}`, an override that may use all members. Use "
                     "strategy='ddp'."
                 )
+        for part in ensemble.network.modules():
+            if type(part).get_extra_state is not nn.Module.get_extra_state:
+                raise UnsupportedError(
+                    f"MemberParallelStrategy sends parameters and buffers between processes, but `{type(part).__name__}` has a state of "
+                    "another kind (`get_extra_state`). Keep it in a buffer, or use strategy='ddp'."
+                )
         if isinstance(ensemble.network, SharedTrunkNetwork | RowEnsembleNetwork):
             raise UnsupportedError(
                 "MemberParallelStrategy cannot train members that share weights. Use strategy='ddp'."
@@ -157,6 +167,19 @@ class MemberParallelStrategy(DDPStrategy):
                 keep_training_sampler(trainer)
             trainer.callbacks = [SendMembers(self), *trainer.callbacks]  # type: ignore[attr-defined]  # set by a connector
         super().setup(trainer)
+
+    def check_rows(self) -> None:
+        """Refuse a training loader whose own sampler gives the members of different processes different rows."""
+        assert self._fitting is not None
+        size = self.data_parallel_size
+        for loader in loader_list(self._fitting.train_dataloader):
+            sampler = sampler_of(loader)
+            if isinstance(sampler, DistributedSampler) and sampler.num_replicas not in (1, size):
+                raise InputError(
+                    f"The training loader's sampler splits the rows into {sampler.num_replicas} parts, but MemberParallelStrategy with "
+                    f"data_parallel_size={size} needs {size}. Remove the sampler, or pass `num_replicas={size}` "
+                    "to it."
+                )
 
     def configure_ddp(self) -> None:
         """Give the ensemble its share of the members; no wrapper sends gradients."""
@@ -275,6 +298,10 @@ class SendMembers(Callback):
 
     def __init__(self, strategy: MemberParallelStrategy) -> None:
         self.strategy = strategy
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the training loader, which exists from now on."""
+        self.strategy.check_rows()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log the loss of a step without a backward pass, as StochasticWeightAveraging has some for BatchNorm."""
