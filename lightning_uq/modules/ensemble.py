@@ -114,8 +114,7 @@ class EnsembleModule(UncertaintyModule):
         InputError: Arguments contradict each other, or the factory does not build M networks.
         UnsupportedError: The members or the optimizer cannot run under the requested ``execution``.
 
-    Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS
-    2017 (arXiv 1612.01474).
+    Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474).
 
     Example:
         >>> ensemble = EnsembleModule(lambda: nn.Linear(4, 3), num_members=5, seed=0)
@@ -313,10 +312,7 @@ class EnsembleModule(UncertaintyModule):
 
     def _log_training(self, loss: Tensor, num_rows: int | None) -> None:
         log = partial(super()._log_training, loss, num_rows)
-        if self.share is None:
-            log()
-        else:
-            self.share.when_complete(log)
+        log() if self.share is None else self.share.when_complete(log)
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights from ``data_noise`` and ``bootstrap``, whose weights are multiplied."""
@@ -324,9 +320,7 @@ class EnsembleModule(UncertaintyModule):
         if self.bootstrap == "none":
             return found
         sample = batches.known_sample_index(batch, f"bootstrap={self.bootstrap!r}").to(self.device)
-        bootstrap = bootstrap_weights(sample, index, self.seed, self.bootstrap)
-        noise = found.noise_weights
-        return found._replace(noise_weights=bootstrap if noise is None else bootstrap * noise)
+        return found.times(bootstrap_weights(sample, index, self.seed, self.bootstrap))
 
     # ------------------------------------------------------------------ evaluation
 
@@ -344,8 +338,7 @@ class EnsembleModule(UncertaintyModule):
             super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
             return
         self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
-        name = f"ensemble/{stage}"
-        evaluate = partial(super()._evaluate, name, metric_sets, loaders, batch, batch_idx, loader_idx)
+        evaluate = partial(super()._evaluate, f"ensemble/{stage}", metric_sets, loaders, batch, batch_idx, loader_idx)
         with in_eval_mode(self):  # a member may choose train mode for its own steps, which would update BatchNorm
             self.members.metrics.update(batch, loader_idx, evaluate)
 
@@ -386,9 +379,8 @@ class EnsembleModule(UncertaintyModule):
         super().on_save_checkpoint(checkpoint)
         known = self.inferred_task or InferredTask()
         seen = {"inferred_task": known.name, "task_doubt": known.doubt}
-        inferred = {name: value for name, value in seen.items() if value is not None}
         own = {"seed": self.seed, "num_members": self.network.num_indices, "stacked": self.network.is_stacked}
-        checkpoint[ENSEMBLE_STATE] = {**own, **inferred}
+        checkpoint[ENSEMBLE_STATE] = own | {name: value for name, value in seen.items() if value is not None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the seed, and convert an optimizer state of another execution."""

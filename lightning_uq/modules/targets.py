@@ -29,6 +29,11 @@ class Targets(NamedTuple):
     weights: Tensor | None = None
     noise_weights: Tensor | None = None
 
+    def times(self, noise_weights: Tensor) -> "Targets":
+        """The same targets, with their noise weights multiplied by these."""
+        mine = self.noise_weights
+        return self._replace(noise_weights=noise_weights if mine is None else noise_weights * mine)
+
 
 def losses_and_count(
     output: Tensor, targets: Targets, task: Task, loss: Loss | None, progress: Progress | None
