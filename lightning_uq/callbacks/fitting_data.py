@@ -7,7 +7,13 @@ from lightning.pytorch import Trainer
 
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
-from lightning_uq.running.loaders import fit_dataloader_of, reads_same_data, training_loader, validation_loaders
+from lightning_uq.running.loaders import (
+    can_be_reread,
+    fit_dataloader_of,
+    reads_same_data,
+    training_loader,
+    validation_loaders,
+)
 
 
 class FittingData(ABC):
@@ -34,7 +40,7 @@ class TrainingData(FittingData):
     """The data module's ``uq_fit_dataloader()``, else the training data, in order."""
 
     def loader(self, trainer: Trainer, who: str) -> Any:
-        """The loader; raises if there are several training loaders."""
+        """The loader; raises if there are several training loaders, or a stream that several processes read whole."""
         provider = fit_dataloader_of(trainer.datamodule)  # type: ignore[attr-defined]
         if provider is not None:
             return provider()
@@ -42,6 +48,11 @@ class TrainingData(FittingData):
         if isinstance(loader, dict | list | tuple):
             raise InputError(
                 f"{who} needs exactly one training loader, but the Trainer has {len(loader)}. Pass the fitting data as `dataloader`."
+            )
+        if getattr(trainer.strategy, "repeats_training_rows", False) and not can_be_reread(loader):
+            raise InputError(
+                f"{who} would count rows several times, because under {type(trainer.strategy).__name__} several processes read the same training "
+                "stream. Pass a stream that is divided by rank as `dataloader`."
             )
         return loader
 

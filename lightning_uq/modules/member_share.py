@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
+from lightning_uq.errors import UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.running.streams import RandomStream
@@ -26,6 +27,7 @@ class MemberShare:
 
     def __init__(self, whole: EnsembleNetwork, members: range, data_parallel_size: int) -> None:
         self.network = whole.share(members)
+        self._whole = whole
         self.members = slice(members.start, members.stop)
         self._num_members = whole.num_indices
         self._data_parallel_size = data_parallel_size
@@ -43,12 +45,38 @@ class MemberShare:
             device: The module's device.
         """
         self.network.training = True  # of stacked members, which are no submodules
+        if self.network.is_stacked:
+            self._check_frozen()
         if self._stream is None:
             self._stream = RandomStream(
                 member_seed(member_seed(seed, self._num_members + distributed.get_rank()), step)
             )
         with self._stream.active(device):
             yield
+
+    def _check_frozen(self) -> None:
+        for whole, own in zip(self._whole.parameters(), self.network.parameters(), strict=True):
+            if whole.requires_grad != own.requires_grad:
+                raise UnsupportedError(
+                    "Stacked members cannot be frozen or unfrozen during a training under MemberParallelStrategy. Use execution='loop'."
+                )
+
+    def show_gradients(self) -> None:
+        """Give the parameters of the whole stacked network gradients, in which this process's rows are those that are trained.
+
+        Callbacks that read or change the gradients of ``module.parameters()`` so see and change the right ones. The other rows are 0.
+        """
+        if not self.network.is_stacked:
+            return
+        for whole, own in zip(self._whole.parameters(), self.network.parameters(), strict=True):
+            if own.grad is None:
+                whole.grad = None
+                continue
+            if whole.grad is None:
+                whole.grad = torch.zeros_like(whole)
+            rows = whole.grad[self.members]
+            if rows.data_ptr() != own.grad.data_ptr():
+                own.grad = rows.copy_(own.grad)
 
     def among_all(self, output: Tensor) -> Tensor:
         """Outputs [m, B, ...] of this process's members among zeros [M, B, ...].
@@ -64,6 +92,8 @@ class MemberShare:
 
         The number comes while the backward pass runs: it is there when :meth:`complete` has returned.
         """
+        if self._coming is not None:
+            self._coming.wait()
         mean = loss / (self._num_members * self._data_parallel_size)
         self._coming = distributed.all_reduce(mean, async_op=True)
         return mean

@@ -109,10 +109,35 @@ for name, network, options in [
     callbacks = [EMAWeightAveraging(decay=0.9)] if name in ("adam", "stacked") else []
     module, trainer = run(name, network, DEVICES, callbacks=[*callbacks, traffic], **options)
     results[name] = {"saved": flat(content(name, DEVICES)), "bytes": traffic.bytes / traffic.steps}
+    trainer.save_checkpoint(FOLDER / f"{name}-{DEVICES}" / "after.ckpt")
+    if RANK == 0:
+        after, last = (torch.load(FOLDER / f"{name}-{DEVICES}" / f"{file}.ckpt", weights_only=True) for file in ("after", "last"))
+        results[name]["after"] = flat(after["optimizer_states"]) == flat(last["optimizer_states"])
     results[name]["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
     results[name]["weights"] = torch.cat([p.detach().flatten() for p in module.network.parameters()]).tolist()
 # A training of two epochs that another number of processes continues.
-run("begun", normalized, DEVICES, epochs=2, optimizer=adam, lr_scheduler=step_lr)
+for execution in ("loop", "stacked"):
+    run(f"begun-{execution}", normalized, DEVICES, epochs=2, optimizer=adam, lr_scheduler=step_lr, execution=execution)
+if RANK == 0:
+    json.dump(results, open(out, "w"))
+"""
+)
+
+
+RESUMED = (
+    COMMON
+    + """
+results = {"after": True}
+for execution in ("loop", "stacked"):
+    options = {"optimizer": adam, "lr_scheduler": step_lr, "execution": execution, "ckpt": FOLDER / f"begun-{execution}-BEFORE" / "last.ckpt"}
+    name = f"resumed-{execution}-BEFORE"  # a folder of its own: in one with another run's file, Lightning names the next last-v1.ckpt
+    _, trainer = run(name, normalized, DEVICES, epochs=3, **options)
+    results[execution] = flat(content(name, DEVICES))
+    assert trainer.global_step == 3 * 7
+    trainer.save_checkpoint(FOLDER / "after.ckpt")
+    if RANK == 0:  # a checkpoint after the training is that of its end
+        after, last = (torch.load(path, weights_only=True) for path in (FOLDER / "after.ckpt", FOLDER / f"{name}-DEVICES" / "last.ckpt"))
+        results["after"] &= flat(after["optimizer_states"]) == flat(last["optimizer_states"])
 if RANK == 0:
     json.dump(results, open(out, "w"))
 """
@@ -140,15 +165,15 @@ def test_checkpoints_are_those_of_one_process(run_script, tmp_path):
             assert mine["metrics"] == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6), name
             # The only traffic of a step is the mean of the reported loss.
             assert mine["bytes"] == 4, name
-    resumed = COMMON + (
-        "run('begun', normalized, DEVICES, epochs=3, optimizer=adam, lr_scheduler=step_lr, ckpt=FOLDER / 'begun-BEFORE' / 'last.ckpt')\n"
-        "json.dump(flat(content('begun', DEVICES)), open(out, 'w')) if RANK == 0 else None\n"
-    )
+            assert mine["after"], name
     found = [
-        run_script(resumed.replace("DEVICES", str(devices)).replace("BEFORE", str(before)))
+        run_script(RESUMED.replace("DEVICES", str(devices)).replace("BEFORE", str(before)))
         for devices, before in ((1, 2), (3, 2), (2, 1))
     ]
-    assert found[0] == found[1] == found[2]
+    assert found[0]["loop"] == found[1]["loop"] == found[2]["loop"]
+    for other in found[1:]:
+        check_close(other["stacked"], found[0]["stacked"], "stacked")
+    assert all(one["after"] for one in found)
 
 
 def test_groups_average_their_gradients(run_script):
@@ -265,6 +290,84 @@ def test_averages_and_statistics_are_those_of_one_process(run_script):
     # The mean loss, on its way during the backward pass, is there when the batch ends.
     assert losses_of_two == pytest.approx(losses, rel=1e-5)
     assert len(set(losses)) == len(losses) > 4
+
+
+OTHERS = (
+    COMMON
+    + """
+from torch.utils.data import IterableDataset
+
+plain = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+class Zero(Callback):
+    # Somebody's own callback on gradients, which sees those of the members that this process trains.
+    norms = ()
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        self.norms = [*self.norms, sum(float(g.square().sum()) for g in gradients)]
+        for gradient in gradients:
+            gradient.zero_()
+
+class Setup(Callback):
+    # Builds the training loader before the strategy is set up, as schedules over the steps do.
+    def setup(self, trainer, module, stage):
+        self.steps = trainer.estimated_stepping_batches
+
+class Unfreeze(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        for p in module.parameters():
+            p.requires_grad_(trainer.current_epoch > 0)
+
+class Rows(IterableDataset):
+    def __init__(self, divided):
+        self.divided = divided
+    def __iter__(self):
+        return iter([DATA[i] for i in range(RANK if self.divided else 0, len(DATA), DEVICES if self.divided else 1)])
+
+found = {}
+for execution in ("loop", "stacked"):
+    before = EnsembleModule(mlp, num_members=5, seed=0, execution=execution).network.state_dict()
+    callbacks = [Setup(), Zero()]
+    module, trainer = run("zeroed", mlp, DEVICES, callbacks=callbacks, epochs=1, optimizer=plain, execution=execution)
+    norms = torch.tensor(callbacks[1].norms)
+    norms = [norms] if DEVICES == 1 else [torch.zeros_like(norms) for _ in range(DEVICES)]
+    if DEVICES > 1:
+        distributed.all_gather(norms, torch.tensor(callbacks[1].norms))
+    found[execution] = {
+        "steps": [callbacks[0].steps, trainer.global_step],
+        "unchanged": all(torch.equal(value, before[key]) for key, value in module.network.state_dict().items()),
+        "norms": torch.stack(norms).sum(0).tolist(),
+    }
+
+def error(stream, *callbacks, **options):
+    module = EnsembleModule(mlp, num_members=5, seed=0, optimizer=sgd, **options)
+    try:
+        trainer_for("stream", DEVICES, epochs=2, callbacks=callbacks).fit(module, stream, DataLoader(DATA, 8))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+found["whole"] = error(DataLoader(Rows(False), 8))
+found["divided"] = error(DataLoader(Rows(True), 8))
+found["fit"] = error(DataLoader(Rows(False), 8), FitGMM(weights="last"))
+found["fit_divided"] = error(DataLoader(Rows(False), 8), FitGMM(weights="last", dataloader=DataLoader(Rows(True), 8)))
+found["unfreeze"] = error(DataLoader(DATA, 8), Unfreeze(), execution="stacked")
+if RANK == 0:
+    json.dump(found, open(out, "w"))
+"""
+)
+
+
+def test_callbacks_on_gradients_and_streams(run_script):
+    one, two = (run_script(OTHERS.replace("DEVICES", str(n))) for n in (1, 2))
+    for execution in ("loop", "stacked"):
+        assert two[execution]["unchanged"]
+        assert two[execution]["steps"] == one[execution]["steps"]
+        assert two[execution]["norms"] == pytest.approx(one[execution]["norms"], rel=1e-4)
+    assert one["divided"] is one["fit"] is None
+    assert two["whole"] is two["fit_divided"] is None
+    assert re.match("InputError: The first batches of the training stream differ", two["divided"])
+    assert re.match("InputError: FitGMM would count rows several times", two["fit"])
+    assert re.match("UnsupportedError: Stacked members cannot be frozen", two["unfreeze"])
 
 
 REFUSED = """

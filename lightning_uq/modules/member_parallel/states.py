@@ -12,11 +12,15 @@ from lightning_uq.networks.ensemble import EnsembleNetwork
 
 
 def own_entries(optimizer: Optimizer, share: EnsembleNetwork) -> dict[int, Any]:
-    """The entries of an optimizer's state that belong to a process's members, by the parameter's number."""
+    """The entries of an optimizer's state that belong to a process's members, by the parameter's number, on the CPU."""
     own = {id(p) for p in share.parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries = optimizer.state_dict()["state"]
-    return {i: entries[i] for i, p in enumerate(parameters) if id(p) in own and i in entries}
+    found = {i: entries[i] for i, p in enumerate(parameters) if id(p) in own and i in entries}
+    return {
+        i: {key: value.cpu() if isinstance(value, Tensor) else value for key, value in entry.items()}
+        for i, entry in found.items()
+    }
 
 
 def joined(shares: Sequence[Mapping[int, Any]], *, is_stacked: bool) -> dict[int, Any]:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
 from lightning_uq._lightning import keep_training_sampler, split_training_sampler, synchronizes_batch_norm
@@ -20,9 +21,10 @@ from lightning_uq.functional.validation import check_integer
 from lightning_uq.losses.index import takes_indices
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.member_parallel.states import joined, narrowed, own_entries
+from lightning_uq.modules.member_share import MemberShare
 from lightning_uq.networks.ensemble import EnsembleNetwork, RowEnsembleNetwork, SharedTrunkNetwork
 from lightning_uq.running.averages import averaged_copies
-from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.loaders import can_be_reread, loader_list
 
 _SPLIT = (
     "training_step",
@@ -48,7 +50,7 @@ class MemberParallelStrategy(DDPStrategy):
 
     Without random numbers in the networks, the weights and the optimizer's state are those of one process, if both get the same batches: to
     shuffle, seed all processes alike (``seed_everything``). Members of a loop are bitwise equal; stacked ones up to rounding. Dropout draws from a
-    stream of each process.
+    stream of each process. ``train_loss`` is logged after the backward pass.
 
     Args:
         data_parallel_size: D. Groups of D processes train the same members on different rows, and average their gradients within the group.
@@ -76,6 +78,7 @@ class MemberParallelStrategy(DDPStrategy):
         self.data_parallel_size = data_parallel_size
         self.mesh: DeviceMesh | None = None
         self._fitting: Trainer | None = None
+        self._trained: EnsembleNetwork | None = None  # also after the training, when a checkpoint may be saved
         self._is_ahead = False  # whether this process's members were trained since the others received them
 
     # ------------------------------------------------------------------ the share of this process
@@ -158,17 +161,27 @@ class MemberParallelStrategy(DDPStrategy):
 
     # ------------------------------------------------------------------ start and end of a training
 
+    @property
+    def repeats_training_rows(self) -> bool:
+        """Whether several processes read the same training rows."""
+        return self._num_groups > 1
+
+    def setup_environment(self) -> None:
+        """Leave the order of the rows to the training loader, which a ``setup`` hook may already build."""
+        super().setup_environment()
+        assert self.lightning_module is not None
+        self._fitting = trainer = self.lightning_module.trainer
+        if trainer.state.fn == TrainerFn.FITTING and self.data_parallel_size == 1:
+            keep_training_sampler(trainer)
+
     def setup(self, trainer: Trainer) -> None:
-        """Refuse trainings that cannot be split, and leave the order of the rows to the training loader."""
-        self._fitting = trainer
+        """Refuse trainings that cannot be split."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._check()
-            if self.data_parallel_size == 1:
-                keep_training_sampler(trainer)
             trainer.callbacks = [SendMembers(self), *trainer.callbacks]  # type: ignore[attr-defined]  # set by a connector
         super().setup(trainer)
 
-    def check_rows(self) -> None:
+    def check_sampler(self) -> None:
         """Refuse a training loader whose own sampler gives the members of different processes different rows."""
         assert self._fitting is not None
         size = self.data_parallel_size
@@ -181,6 +194,26 @@ class MemberParallelStrategy(DDPStrategy):
                     "to it."
                 )
 
+    def check_stream(self, batch: Any) -> None:
+        """Refuse a training stream whose first batches differ between processes that need the same rows. A collective."""
+        assert self._fitting is not None
+        if all(can_be_reread(loader) for loader in loader_list(self._fitting.train_dataloader)):
+            return
+        leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        found: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(found, [(list(leaf.shape), float(leaf.double().sum())) for leaf in leaves])
+        if found != [found[rank % self.data_parallel_size] for rank in range(self.world_size)]:
+            raise InputError(
+                "The first batches of the training stream differ between processes, so members would learn from different rows. Under "
+                f"MemberParallelStrategy with data_parallel_size={self.data_parallel_size}, "
+                + (
+                    "every process reads the whole stream"
+                    if self.data_parallel_size == 1
+                    else "each group reads the whole stream"
+                )
+                + ": do not divide it by rank, and seed all processes alike (`seed_everything`) if it shuffles."
+            )
+
     def configure_ddp(self) -> None:
         """Give the ensemble its share of the members; no wrapper sends gradients."""
         ensemble = self._ensemble
@@ -189,6 +222,7 @@ class MemberParallelStrategy(DDPStrategy):
         )
         send([*ensemble.parameters(), *ensemble.buffers()], 0)
         ensemble.train_members(self._own_members, data_parallel_size=self.data_parallel_size)
+        self._trained = ensemble.trained_network
         self._is_ahead = False
 
     def teardown(self) -> None:
@@ -211,20 +245,10 @@ class MemberParallelStrategy(DDPStrategy):
 
     # ------------------------------------------------------------------ training
 
-    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Note that the members change: a step that only accumulates gradients still updates the statistics of BatchNorm."""
         self._is_ahead = True
-        return super().training_step(*args, **kwargs)
-
-    def post_backward(self, closure_loss: Tensor) -> None:
-        """Log the mean loss of all members, which was on its way during the backward pass."""
-        super().post_backward(closure_loss)
-        self.complete_step()
-
-    def complete_step(self) -> None:
-        """Log the mean loss of the last step, if it was not logged."""
-        if self._ensemble.share is not None:
-            self._ensemble.share.complete()
+        return super().training_step(batch, *args, **kwargs)
 
     def optimizer_step(
         self,
@@ -271,14 +295,15 @@ class MemberParallelStrategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state of all members on rank 0, as one process would have it. A collective."""
-        state, ensemble = super().optimizer_state(optimizer), self._ensemble
-        own = own_entries(getattr(optimizer, "optimizer", optimizer), ensemble.trained_network)
+        state = super().optimizer_state(optimizer)
+        assert self._trained is not None
+        own = own_entries(getattr(optimizer, "optimizer", optimizer), self._trained)
         gathered: list[Any] = [None] * self.world_size
         distributed.gather_object(own, gathered if self.is_global_zero else None)
         if not self.is_global_zero:
             return state
         shares = gathered[:: self.data_parallel_size]
-        return {**state, "state": joined(shares, is_stacked=ensemble.network.is_stacked)}
+        return {**state, "state": joined(shares, is_stacked=self._trained.is_stacked)}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load this process's part of the state of all members."""
@@ -298,14 +323,29 @@ class SendMembers(Callback):
 
     def __init__(self, strategy: MemberParallelStrategy) -> None:
         self.strategy = strategy
+        self._is_first_batch = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the training loader, which exists from now on."""
-        self.strategy.check_rows()
+        self.strategy.check_sampler()
+        self._is_first_batch = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Check the first batch of a stream."""
+        if self._is_first_batch:
+            self.strategy.check_stream(batch)
+        self._is_first_batch = False
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the mean loss, which was on its way during the backward pass, and show the gradients to other callbacks."""
+        if (share := _share_of(pl_module)) is not None:
+            share.complete()
+            share.show_gradients()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log the loss of a step without a backward pass, as StochasticWeightAveraging has some for BatchNorm."""
-        self.strategy.complete_step()
+        if (share := _share_of(pl_module)) is not None:
+            share.complete()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the members."""
@@ -318,6 +358,10 @@ class SendMembers(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the members."""
         self.strategy.send_members()
+
+
+def _share_of(module: LightningModule) -> MemberShare | None:
+    return module.share if isinstance(module, EnsembleModule) else None
 
 
 @torch.no_grad()
