@@ -80,7 +80,24 @@ def test_the_evidence_counts_the_results():
     assert evidence.of("ensemble") in [
         f"UCI regression: lower mean NLL than one network on {count} of {len(rows)} sets" for count in counts
     ]
-    assert evidence.of("vim") == ""
+    assert evidence.of("softmax") == ""
+
+
+def test_the_evidence_of_detectors_counts_the_sets_of_their_tables():
+    page = (ROOT / "docs" / "results.md").read_text()
+    table = page.split("<!-- cifar -->")[1].split("| plain: AUROC / FPR95 |")[1].split("\n\n")[0]
+    auroc = {
+        row[1].strip(): [float(cell.split("/")[0]) for cell in row[2:6]]
+        for row in (line.split("|") for line in table.splitlines()[2:])
+    }
+    for method, score in {
+        "knn": "knn",
+        "density": "gmm_combined",
+        "relative_mahalanobis": "relative_mahalanobis",
+    }.items():
+        better = sum(a > b for a, b in zip(auroc[score], auroc["predictive_entropy"], strict=True))
+        assert f"on {better} of 4 sets" in evidence.of(method), method
+    assert "on 4 of 4 sets" in evidence.of("ddu")
 
 
 def test_the_evidence_of_joint_predictions_is_that_of_the_testbed():
