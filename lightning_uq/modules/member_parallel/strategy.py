@@ -199,19 +199,17 @@ class MemberParallelStrategy(DDPStrategy):
         assert self._fitting is not None
         if all(can_be_reread(loader) for loader in loader_list(self._fitting.train_dataloader)):
             return
-        leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-        found: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(found, [(list(leaf.shape), float(leaf.double().sum())) for leaf in leaves])
-        if found != [found[rank % self.data_parallel_size] for rank in range(self.world_size)]:
+        size, found = self.data_parallel_size, [""] * self.world_size
+        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        # As text, in which NaN equals NaN, and to the digits that different processors agree on.
+        distributed.all_gather_object(
+            found, str([(*leaf.shape, f"{float(leaf.double().sum()):.6g}") for leaf in tensors])
+        )
+        if found != [found[rank % size] for rank in range(self.world_size)]:
+            reader = "every process" if size == 1 else f"each group of {size} processes"
             raise InputError(
-                "The first batches of the training stream differ between processes, so members would learn from different rows. Under "
-                f"MemberParallelStrategy with data_parallel_size={self.data_parallel_size}, "
-                + (
-                    "every process reads the whole stream"
-                    if self.data_parallel_size == 1
-                    else "each group reads the whole stream"
-                )
-                + ": do not divide it by rank, and seed all processes alike (`seed_everything`) if it shuffles."
+                f"The first batches of the training stream differ, but under MemberParallelStrategy {reader} reads the whole stream. Do not "
+                "divide it by rank otherwise, and seed all processes alike (`seed_everything`) if it shuffles."
             )
 
     def configure_ddp(self) -> None:
@@ -245,10 +243,10 @@ class MemberParallelStrategy(DDPStrategy):
 
     # ------------------------------------------------------------------ training
 
-    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Note that the members change: a step that only accumulates gradients still updates the statistics of BatchNorm."""
         self._is_ahead = True
-        return super().training_step(batch, *args, **kwargs)
+        return super().training_step(*args, **kwargs)
 
     def optimizer_step(
         self,
