@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -23,7 +24,15 @@ def test_sharded_strategies_are_refused(strategy):
         check_strategy(trainer, "Some")
 
 
-@pytest.mark.parametrize("strategy", [SingleDeviceStrategy, DDPStrategy])
+class RayDDPStrategy(DDPStrategy):
+    """Ray Train's strategy is such a subclass, which takes the device and the ranks from Ray."""
+
+    @property
+    def root_device(self):
+        return torch.device("cpu")
+
+
+@pytest.mark.parametrize("strategy", [SingleDeviceStrategy, DDPStrategy, RayDDPStrategy])
 def test_others_are_not(strategy):
     check_strategy(SimpleNamespace(strategy=strategy.__new__(strategy)), "Some")
 
