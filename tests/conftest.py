@@ -34,6 +34,10 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
 )
 
 
+# They are about how Lightning calls jsonargparse. `lightning-uq` sets it too, so a test would depend on those that ran before.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
