@@ -31,6 +31,10 @@ class RayDDPStrategy(DDPStrategy):
     def root_device(self):
         return torch.device("cpu")
 
+    @property
+    def distributed_sampler_kwargs(self):
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
 
 @pytest.mark.parametrize("strategy", [SingleDeviceStrategy, DDPStrategy, RayDDPStrategy])
 def test_others_are_not(strategy):

@@ -339,7 +339,7 @@ MEASURED = {
     "nan in an input": (lambda: spoilt(NAN), "NaN|hold no nan"),
     "infinity in an input": (lambda: spoilt(INF), "NaN|hold no nan"),
     "no rows": (lambda: pairs(X[:0], LABEL[:0]), "must hold samples, but it is empty"),
-    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "is empty"),
+    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "(is|are) empty"),
 }
 
 
