@@ -61,7 +61,11 @@ def drawn(network):
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_each_member_is_the_model_with_its_adapter_alone(make, tmp_path):
     network, x = drawn(LoraEnsembleNetwork(make(), CONFIGS[make](), M)), batch()
+    runs = []
+    norm = next(module for module in network.modules() if isinstance(module, nn.LayerNorm))
+    norm.register_forward_hook(lambda module, args, output: runs.append(len(output)))
     whole = network(x)
+    assert runs == [6 * M]  # the base runs once for all members
     assert whole.shape == (M, 6, 3)
     assert (whole[0] - whole[1]).abs().max() > 1e-3
     folders = network.save_adapters(tmp_path)
