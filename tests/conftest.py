@@ -41,6 +41,8 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    # `seed_everything` of an earlier test leaves it, and Lightning seeds each process that it starts by it.
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture

@@ -97,7 +97,6 @@ if int(os.environ["LOCAL_RANK"]) == 0:
 """
 
 
-@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path, run_script):
     two = run_script(CODE.replace("DIRECTORY", repr(str(tmp_path))), timeout=200)
     for name, (found, all_are_sharded) in two.items():
