@@ -62,9 +62,9 @@ class MemberShare:
                 )
 
     def show_gradients(self) -> None:
-        """Give the parameters of the whole stacked network gradients, in which this process's rows are those that are trained.
+        """Give each parameter of the whole stacked network a gradient: this process's rows are those of the share, the others are 0.
 
-        Callbacks that read or change the gradients of ``module.parameters()`` so see and change the right ones. The other rows are 0.
+        They lie on the same storage, so a callback that changes gradients of ``module.parameters()`` changes what is stepped.
         """
         if not self.network.is_stacked:
             return

@@ -153,7 +153,9 @@ def test_callbacks_on_a_sharded_model(fsdp2, callback_case, make_trainer):
 def sharded_result(folder: Path, case) -> dict:
     """What came of the case; skips one that is refused by name, as is everything that SHARDED does not list."""
     if case.name in SHARDED:
-        return result(folder, case)
+        found = result(folder, case)
+        assert found["is_sharded"]
+        return found
     found = torch.load(folder / f"{slug(case.name)}.pt", weights_only=True)
     name = type(case.build()).__name__
     assert f"UnsupportedError: {name} does not support ModelParallelStrategy yet" in found["error"]

@@ -81,7 +81,7 @@ def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
     writer = PredictionWriter(folder / f"{slug(case.name)}-predictions", case.file_format)
     trainer = make_trainer(strategy, callbacks=[checkpoint, writer])
     trainer.fit(module, loader(case.task, ODD, shuffle=True), loader(case.task, VAL, 1))
-    result = {"best": checkpoint.best_model_path, "weights": _flat(module)}
+    result = {"best": checkpoint.best_model_path, "weights": _flat(module), "is_sharded": _is_sharded(module)}
     if strategy != "ddp_spawn":
         (result["validated"],) = trainer.validate(module, loader(case.task, VAL, 1), ckpt_path="best", verbose=False)
         (result["tested"],) = trainer.test(module, loader(case.task, TEST, 2), ckpt_path="best", verbose=False)
@@ -101,7 +101,7 @@ def run_callback(case: CallbackCase, strategy: str, folder: Path) -> dict[str, A
     kind = "classification"
     trainer.fit(module, loader(kind, ODD, shuffle=True), loader(kind, VAL, 1))
     best = checkpoint.best_model_path
-    result = {"best": best, "state": callback.state_dict().get("tensors")}
+    result = {"best": best, "state": callback.state_dict().get("tensors"), "is_sharded": _is_sharded(module)}
     if strategy != "ddp_spawn":
         (result["validated"],) = trainer.validate(module, loader(kind, VAL, 1), ckpt_path=best, verbose=False)
         (result["tested"],) = trainer.test(module, loader(kind, TEST, 2), ckpt_path=best, verbose=False)
@@ -113,6 +113,10 @@ def run_metric(case: MetricCase, strategy: str, folder: Path) -> dict[str, Any]:
     rows = DataLoader(TensorDataset(torch.arange(ROWS)), batch_size=7)
     (tested,) = make_trainer(strategy).test(Measured(case.key), rows, verbose=False)
     return {"tested": tested}
+
+
+def _is_sharded(module: torch.nn.Module) -> bool:
+    return any(isinstance(one, DTensor) for one in module.parameters())
 
 
 def slug(name: str) -> str:

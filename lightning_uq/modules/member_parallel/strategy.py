@@ -206,10 +206,14 @@ class MemberParallelStrategy(DDPStrategy):
             found, str([(*leaf.shape, f"{float(leaf.double().sum()):.6g}") for leaf in tensors])
         )
         if found != [found[rank % size] for rank in range(self.world_size)]:
-            reader = "every process" if size == 1 else f"each group of {size} processes"
+            reader, divide = (
+                ("every process", "not")
+                if size == 1
+                else (f"each group of {size} processes", f"by rank % {size} alone")
+            )
             raise InputError(
-                f"The first batches of the training stream differ, but under MemberParallelStrategy {reader} reads the whole stream. Do not "
-                "divide it by rank otherwise, and seed all processes alike (`seed_everything`) if it shuffles."
+                f"The first batches of the training stream differ, but under MemberParallelStrategy {reader} reads the whole stream. Divide it "
+                f"{divide}, and seed all processes alike (`seed_everything`) if it shuffles."
             )
 
     def configure_ddp(self) -> None:
