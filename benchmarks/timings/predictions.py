@@ -1,5 +1,6 @@
 """Predictions of one batch of 1,000 rows: ensembles beside torch-uncertainty, and methods with an index beside one pass of their network."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -21,7 +22,8 @@ from lightning_uq.networks.backbones import LeNet
 TITLE = "Predictions of 1,000 rows"
 ABOUT = """Probabilities [B, C] from inputs that are in memory. Z = 100 indices or M members; the perceptron has two hidden layers of 128 units, on
 the 64 inputs of scikit-learn's digits. Ours are calls of `module.predict(x).probs`, with all checks. Predictions of few
-members are the products of the plain loop, and the checks of the input and the output beside them."""
+members are the products of the plain loop, and the checks of the input and the output beside them. `products alone` are the products of matrices that no method can
+leave out: with dropout each index has its own second and third layer, with Bayes by backprop all three."""
 
 ROWS, INDICES = 1000, 100
 
@@ -53,8 +55,11 @@ def works(device: str) -> Iterator[Work]:
         ),
         "Bayes by backprop": Contender("bayesian_mlp", partial(peer_bayes, table), "torch-uncertainty", agrees=False),
     }
+    first = {"dropout": 1, "Bayes by backprop": 0}  # the first layer that differs between indices
     for name, build in methods.items():
         others = [peers[name]] if name in peers else []
+        if name in first:
+            others.append(Contender("products alone", partial(products, first[name], device), agrees=False))
         yield Work(
             f"MLP, {name}, Z = {INDICES}", [Contender("lightning-uq", partial(ours, build, table)), *others, one_pass]
         )
@@ -83,6 +88,24 @@ def loop(networks: list[nn.Module], x: Tensor) -> Call:
     for network in networks:
         network.eval()
     return torch.no_grad()(lambda: torch.stack([network(x).softmax(-1) for network in networks]).mean(0))
+
+
+def products(first: int, device: str) -> Call:
+    """The products of a perceptron's layers from the one numbered ``first`` on, for all indices, eight at a time."""
+    sizes, at_once = (64, 128, 128, 10), 8
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(at_once, ROWS, sizes[first], generator=generator).to(device)
+    weights = [torch.randn(at_once, m, n, generator=generator).to(device) for m, n in itertools.pairwise(sizes[first:])]
+
+    def call() -> Tensor:
+        for start in range(0, INDICES, at_once):
+            number = min(at_once, INDICES - start)
+            values = x[:number]
+            for weight in weights:
+                values = values @ weight[:number]
+        return torch.zeros(())
+
+    return call
 
 
 def peer_ensemble(networks: list[nn.Module], x: Tensor) -> Call:

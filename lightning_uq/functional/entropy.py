@@ -75,9 +75,11 @@ def log_mean_exp(values: Tensor) -> Tensor:
     excluded = largest == -torch.inf
     if len(values) == 1:
         return values[0].masked_fill(excluded, -torch.inf)  # what follows would give these numbers in six passes
-    values, largest = values.masked_fill(excluded, 0.0), largest.masked_fill(excluded, 0.0)
-    mean = largest + (values - largest).exp().mean(0).log()
-    return mean.masked_fill(excluded, -torch.inf)
+    largest = largest.masked_fill(excluded, 0.0)
+    if not (torch.is_grad_enabled() and values.requires_grad):
+        return largest + (values - largest).exp_().mean(0).log_()  # the log of 0 where all are excluded
+    values = values.masked_fill(excluded, 0.0)
+    return (largest + (values - largest).exp().mean(0).log()).masked_fill(excluded, -torch.inf)
 
 
 def mean_log_probs(logits: Tensor) -> Tensor:

@@ -197,8 +197,10 @@ class ClassStatistics:
             raise InputError(
                 f"`labels` must hold class indices in [0, {self.num_classes}), but it holds {int(wrong[0])}."
             )
-        finite = features.isfinite()
-        if not bool(finite.all()):
+        if not bool(features.detach().sum().isfinite()):
+            finite = features.isfinite()
+            if bool(finite.all()):
+                return  # the sum of large numbers overflowed
             row = int((~finite.all(1)).nonzero()[0])
             value = features[row][~finite[row]][0].item()
             raise InputError(f"`features` must be finite, but it holds {value} in a row of class {int(labels[row])}.")

@@ -55,6 +55,21 @@ def test_members_that_agree_to_the_last_bit_have_no_mutual_information(z):
     assert torch.equal(entropy.mean_log_probs(logits), logits[0].log_softmax(1))
 
 
+@pytest.mark.parametrize("case", ["finite", "excluded by one", "excluded by all", "equal"])
+def test_the_mean_has_the_same_bits_with_and_without_a_graph(case):
+    values = members(7).log_softmax(2)
+    values[:1, 0, 0] = -math.inf if case == "excluded by one" else values[0, 0, 0]
+    if case == "excluded by all":
+        values[:, 1, 2] = -math.inf
+    if case == "equal":
+        values = values[:1].expand(4, -1, -1)
+    bare = entropy.log_mean_exp(values)
+    followed = entropy.log_mean_exp(values.clone().requires_grad_())
+    assert torch.equal(bare, followed)
+    torch.testing.assert_close(bare, torch.logsumexp(values, 0) - math.log(4))
+    followed.where(followed.isfinite(), 0).sum().backward()
+
+
 def test_a_single_member_has_no_mutual_information():
     assert entropy.mutual_information(members(0, z=1)).abs().max() < 1e-12
 

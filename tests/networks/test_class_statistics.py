@@ -218,6 +218,16 @@ def test_bad_rows_are_refused_and_leave_nothing_behind(change, message):
     assert statistics.count.sum() == 0
 
 
+def test_finite_rows_whose_sum_overflows_are_accepted():
+    x, y = rows(6, dtype=torch.float32)
+    x = x.sign() * 3e38
+    x[0], x[1] = 3e38, 3e38
+    assert not x.sum().isfinite()
+    statistics = ClassStatistics(3, 4)
+    statistics.update(x, y)
+    torch.testing.assert_close(statistics.scatter, brute_scatter(x.double(), y, "full"), rtol=1e-9, atol=0)
+
+
 def test_the_memory_budget_is_checked_before_anything_is_allocated():
     with pytest.raises(
         InputError, match=r'1e\+06 classes of|1000000 classes of 100000 .*7.45e\+07 GiB.*covariance="tied"'

@@ -25,7 +25,8 @@ from lightning_uq.errors import NotFiniteError
 from lightning_uq.functional.ood_features import fit_vim, knn_distance, vim_score
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.predictions import CategoricalPrediction
-from lightning_uq.tasks import PixelRegression
+from lightning_uq.running.finite import check_numbers
+from lightning_uq.tasks import Classification, PixelRegression, Regression
 from tests.versions import ONNX_EXPORT, skip_on_torch_2_6
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -65,6 +66,26 @@ SCORERS = {
     "knn": lambda **kw: FitKNN(k=3, **kw),
     "vim": FitViM,
 }
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_finite_outputs_whose_sum_overflows_are_a_prediction(value):
+    outputs = torch.full((2, 4, 3), value)
+    outputs[..., 0] = 0.0
+    assert not outputs.sum().isfinite()
+    check_numbers(outputs, Classification())
+    check_numbers(outputs, Regression(head="mean"))
+
+
+def test_an_excluded_class_is_a_prediction_but_nan_beside_it_is_not():
+    outputs = torch.zeros(2, 4, 3)
+    outputs[:, 1, 2] = -math.inf
+    check_numbers(outputs, Classification())
+    with pytest.raises(NotFiniteError, match="1 of 4 rows hold NaN or infinity"):
+        check_numbers(outputs, Regression(head="mean"))
+    outputs[0, 3, 0] = math.nan
+    with pytest.raises(NotFiniteError, match="1 of 4 rows hold NaN or infinity"):
+        check_numbers(outputs, Classification())
 
 
 @pytest.mark.parametrize("name", SCORERS)
