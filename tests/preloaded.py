@@ -93,12 +93,13 @@ class Server:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n", "the server did not start, see what it wrote"
 
-    def run(self, script: Path, env: Mapping[str, str], cwd: Path, timeout: float) -> tuple[int, str]:
+    def run(
+        self, script: Path, env: Mapping[str, str], cwd: Path, timeout: float, arguments: Sequence[str] = ()
+    ) -> tuple[int, str]:
         """The exit status of a script, and what it wrote."""
         output = cwd / f"{script.stem}.output"
-        running = Script(
-            [sys.executable, str(script)], {**os.environ, **env, _ADDRESS: self.address}, str(cwd), str(output)
-        )
+        command, environment = [sys.executable, str(script), *arguments], {**os.environ, **env, _ADDRESS: self.address}
+        running = Script(command, environment, str(cwd), str(output))
         try:
             return running.wait(timeout), output.read_text()
         finally:

@@ -1,8 +1,6 @@
 """A fit that is interrupted continues after the batches that it has read, and ends with the state of an uninterrupted one."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -173,12 +171,16 @@ FitGMM(feature_transform="raw", progress_dir=sys.argv[1], save_every=2).fit(MODE
 """
 
 
-def test_a_killed_process_is_continued_by_another(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def test_a_killed_process_is_continued_by_another(tmp_path, preloaded):
+    script, folder = tmp_path / "killed.py", tmp_path / "progress"
+    script.write_text(KILLED)
+    status, said = preloaded.run(
+        script, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, tmp_path, 300, [str(folder)]
+    )
+    assert status == -signal.SIGKILL, said
     expected = FitGMM(feature_transform="raw").fit(MODEL, lost(CLASSES))
     calls = Calls(MODEL)
-    continued = FitGMM(feature_transform="raw", progress_dir=tmp_path).fit(MODEL, lost(CLASSES))
+    continued = FitGMM(feature_transform="raw", progress_dir=folder).fit(MODEL, lost(CLASSES))
     assert_equal(tensors_of(continued), tensors_of(expected))
     assert calls.num <= 2 * (-(-N // SIZE) - 8) + 1
 

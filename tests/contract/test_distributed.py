@@ -32,11 +32,14 @@ SHARDED = {
 }
 
 
-def run(strategy: str, folder: Path, names: list[str] = ()) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def run_spawned(folder: Path, name: str) -> None:
+    """Run a case in a process that spawns its ranks, which import everything anew."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.contract.two_ranks", strategy, str(folder), *names],
-        env=environment,
+        [sys.executable, "-m", "tests.contract.two_ranks", "ddp_spawn", str(folder), name],
+        env={**os.environ, **ENVIRONMENT},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -45,7 +48,7 @@ def run(strategy: str, folder: Path, names: list[str] = ()) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def shared_run(tmp_path_factory, strategy: str) -> Path:
+def shared_run(tmp_path_factory, preloaded, strategy: str) -> Path:
     """Where every case was run under a strategy: once, whatever the number of pytest's workers."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -54,19 +57,21 @@ def shared_run(tmp_path_factory, strategy: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             folder.mkdir()
-            run(strategy, folder)
+            script = ROOT / "tests/contract/two_ranks.py"
+            status, said = preloaded.run(script, ENVIRONMENT, folder, 500, [strategy, str(folder)])
+            assert status == 0, said[-4000:]
             (folder / "done").touch()
     return folder
 
 
 @pytest.fixture(scope="session")
-def ddp(tmp_path_factory) -> Path:
-    return shared_run(tmp_path_factory, "ddp")
+def ddp(tmp_path_factory, preloaded) -> Path:
+    return shared_run(tmp_path_factory, preloaded, "ddp")
 
 
 @pytest.fixture(scope="session")
-def fsdp2(tmp_path_factory) -> Path:
-    return shared_run(tmp_path_factory, "fsdp2")
+def fsdp2(tmp_path_factory, preloaded) -> Path:
+    return shared_run(tmp_path_factory, preloaded, "fsdp2")
 
 
 def result(folder: Path, case) -> dict:
@@ -190,7 +195,7 @@ SPAWNED = [
 @pytest.mark.axis("ddp_spawn")
 @pytest.mark.parametrize("spawned_case", SPAWNED)
 def test_after_a_spawned_fit_everything_comes_from_the_files(spawned_case, request, tmp_path, make_trainer):
-    run("ddp_spawn", tmp_path, [spawned_case.name])
+    run_spawned(tmp_path, spawned_case.name)
     two = result(tmp_path, spawned_case)
     task = getattr(spawned_case, "task", "classification")
     if spawned_case in MODULES:
