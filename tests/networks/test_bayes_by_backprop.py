@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.mlp import MLP
+from tests.counting import peak_bytes
 from tests.versions import VMAP_EXPORT, skip_on_torch_2_6
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -156,8 +157,19 @@ def test_chunks_make_no_difference(monkeypatch):
     network = BayesByBackpropNetwork(base()).eval()
     z = network.evaluation_index(11)
     whole = network(X, z)
-    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS", 2 * network.num_weights)
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS_CPU", 2 * network.num_weights)
     torch.testing.assert_close(network(X, z), whole)
+
+
+def test_memory_does_not_grow_with_the_indices():
+    network, x = BayesByBackpropNetwork(MLP(4, 3, hidden_sizes=(256, 256))).eval(), torch.randn(8, 4)
+    few, many = network.evaluation_index(4), network.evaluation_index(64)
+
+    def peak(index):
+        with torch.no_grad():
+            return peak_bytes(lambda: network(x, index))
+
+    assert peak(many) < peak(few) + 1e5  # 270 kB of weights per index
 
 
 def test_copies_compilation_export_and_precisions():

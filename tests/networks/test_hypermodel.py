@@ -205,11 +205,11 @@ def test_chunks_make_no_difference_but_in_memory(monkeypatch):
     sizes = []
     run = network._run
     monkeypatch.setattr(network, "_run", lambda x, part: sizes.append(len(part)) or run(x, part))
-    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS", 4 * network.num_weights + 1)
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS_CPU", 4 * network.num_weights + 1)
     torch.testing.assert_close(network(X, z), whole)
     assert sizes == [4, 4, 3]
     sizes.clear()
-    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS", 1)  # fewer than one index needs
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS_CPU", 1)  # fewer than one index needs
     torch.testing.assert_close(network(X, z), whole)
     assert sizes == [1] * 11
     monkeypatch.undo()

@@ -16,9 +16,9 @@ from lightning_uq.networks.ensemble.loop import EnsembleNetwork
 from lightning_uq.networks.indexers import EnsembleIndexer
 from lightning_uq.networks.priors.members import trained_part
 
-_CACHED_NUMBERS = 1 << 18
-"""The number of activations of a layer that fit into a processor's cache, 1 MB in float32. Beyond it, running the members at once takes
-up to 1.6 times as long as running them one after another."""
+_CACHED_NUMBERS = 1 << 17
+"""The number of activations of a layer that run at once, 0.5 MB in float32: they fit into a processor's cache, and an allocator keeps
+their memory between layers. Beyond it, running the members at once takes up to 1.6 times as long as running them one after another."""
 
 
 class StackedEnsembleNetwork(EnsembleNetwork):

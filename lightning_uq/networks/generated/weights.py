@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks.chunks import indices_at_once
+from lightning_uq.networks.chunks import indices_at_once, is_on_cpu
 from lightning_uq.networks.ensemble.mapped_call import call_mapped
 from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 
-_MAX_WEIGHTS = 1 << 26  # weights generated at once in evaluation: 256 MB in float32
+# Weights generated at once in evaluation, in float32: 256 MB, or 1 MB on a CPU. More than its cache holds take it up to six times as long.
+_MAX_WEIGHTS, _MAX_WEIGHTS_CPU = 1 << 26, 1 << 18
 
 
 def check_generable(network: nn.Module, name: str) -> None:
@@ -50,4 +51,4 @@ def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping
 
 def sets_at_once(num_weights: int, x: Any) -> int:
     """The number of indices, each with a set of weights, per pass over the batch ``x`` in evaluation."""
-    return indices_at_once(x, num_weights, _MAX_WEIGHTS)
+    return indices_at_once(x, num_weights, _MAX_WEIGHTS_CPU if is_on_cpu(x) else _MAX_WEIGHTS)
