@@ -184,7 +184,7 @@ HEADS = (
     "Digits: NLL",
     "Digits: AUROC",
     "Diabetes: NLL",
-    "Many GPUs",
+    "DDP",
     "Published data",
 )
 

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "reproduce" / "published"
 
@@ -48,15 +48,13 @@ def _by_set(runs: Iterable[str]) -> dict[str, list[str]]:
 
 def _uci(method: str) -> str:
     results = _results("uci")
-    sets = _by_set(results)  # the runs of a set are of a method or two each, over all splits
-    splits = {name: [split for run in runs for split in results[run]["splits"]] for name, runs in sets.items()}
-    mean = {
-        name: {m: fmean(split[m]["nll"] for split in found if m in split) for m in (method, "single")}
-        for name, found in splits.items()
-        if any(method in split for split in found)
-    }
-    better = sum(nll[method] < nll["single"] for nll in mean.values())
-    return f"UCI regression: lower mean NLL than one network on {better} of {len(mean)} sets"
+    lower = []
+    for runs in _by_set(results).values():  # the runs of a set are of a method or two each, over the same splits
+        splits = [split for run in runs for split in results[run]["splits"]]
+        own, single = ([split[m]["nll"] for split in splits if m in split] for m in (method, "single"))
+        gain = [one - other for one, other in zip(single, own, strict=True)]
+        lower.append(fmean(gain) > 2 * stdev(gain) / len(gain) ** 0.5)
+    return f"UCI regression: mean NLL below one network's by more than two standard errors on {sum(lower)} of {len(lower)} sets"
 
 
 def _testbed(agent: str) -> str:

@@ -216,5 +216,5 @@ def few_rows(count: int) -> list[str]:
     if count >= FEW_ROWS:
         return []
     return [
-        f"The intervals rest on only {count} rows. Below {FEW_ROWS} they hold less often than they say, because rare large losses may be missing."
+        f"The intervals rest on only {count} rows. Below {FEW_ROWS} they cover less than their stated level, because rare large losses may be missing."
     ]
