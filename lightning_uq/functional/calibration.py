@@ -19,6 +19,9 @@ from lightning_uq.functional.waiting import is_free
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "adaptive"]
 
+# A CPU sums so many rows at a time: their float64 copies stay in its cache.
+_CHUNK = 1 << 15
+
 
 def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Confidence and correctness of the most probable class (the first one if tied).
@@ -59,6 +62,9 @@ def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor
                 [1.0000, 0.0000],
                 [0.5000, 1.0000]], dtype=torch.float64)
     """
+    if confidence.shape[0] > _CHUNK and is_free(confidence):
+        chunks = zip(torch.split(confidence, _CHUNK), torch.split(correct, _CHUNK), strict=True)
+        return torch.stack([bin_statistics(*chunk, num_bins) for chunk in chunks]).sum(0)
     return _sum_bins(confidence, correct, uniform_bins(confidence, num_bins), num_bins)
 
 
@@ -70,12 +76,12 @@ def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
         tensor([0, 0, 1, 1])
     """
     if confidence.dtype == torch.float32 and is_free(confidence):
-        # The search in `bucketize` mispredicts most branches and takes a CPU five times as long. A float32 exceeds round(k / num_bins)
-        # exactly if the midpoint between it and the next lower float32 exceeds k / num_bins. Twice the midpoint, and its product with
-        # num_bins / 2, are exact in float64.
-        below = torch.nextafter(confidence, confidence.new_zeros(()))
-        position = widen(below).add_(widen(confidence)).mul_(num_bins / 2)
-        return position.long().clamp_(0, num_bins - 1)
+        # The search in `bucketize` mispredicts most branches and takes a CPU twice to ten times as long. A float32 exceeds
+        # round(k / num_bins) exactly if the midpoint between it and the next lower float32, 2^28 steps of float64 below it, exceeds
+        # k / num_bins. At 0 these steps end at NaN, whose integer is 0 or far below.
+        position = confidence.double()
+        position.view(torch.int64).sub_(1 << 28)
+        return position.mul_(num_bins).long().clamp_(0, num_bins - 1)
     # `linspace` would accumulate rounding; k / num_bins in float64 is correctly rounded.
     edges = (widen(torch.arange(1, num_bins, device=confidence.device)) / num_bins).to(confidence.dtype)
     return torch.bucketize(upcast(confidence).contiguous(), upcast(edges))
@@ -121,15 +127,14 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
 
 def _sum_cells(confidence: Tensor, correct: Tensor, cells: Tensor, size: int) -> Tensor:
     """Number of rows, number of correct rows and sum of confidences of each cell, [3, size]. The counts are integers and so exact."""
-    one = widen(confidence.new_ones(1)).expand_as(confidence)
-    return torch.stack([scatter_sum(cells, values, size) for values in (one, correct, confidence)])
+    return scatter_sum(cells, torch.stack([torch.ones_like(confidence), correct.to(confidence), confidence]), size)
 
 
 def scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
-    """Sum ``values`` by cell, in the dtype of sums."""
+    """Sum ``values`` [..., N] by cell, [..., size], in the dtype of sums."""
     # Not `bincount`: it waits for the device, and with weights it raises on CUDA under Trainer(deterministic=True).
     values = widen(values)
-    return values.new_zeros(size).index_add_(0, cells, values)
+    return values.new_zeros(*values.shape[:-1], size).index_add_(-1, cells, values)
 
 
 def calibration_error(statistics: Tensor, norm: Norm = "l1", debiased: bool = False) -> Tensor:

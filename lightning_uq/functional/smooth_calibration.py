@@ -41,11 +41,9 @@ def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
     left = position.floor().clamp_max(NUM_CELLS - 1)
     share = position - left
     left = left.long()
-    rows = (residual, torch.ones_like(residual))
+    rows = torch.stack([residual, torch.ones_like(residual)])
     size = NUM_CELLS + 1
-    return torch.stack(
-        [scatter_sum(left, row * (1 - share), size) + scatter_sum(left + 1, row * share, size) for row in rows]
-    )
+    return scatter_sum(left, rows * (1 - share), size) + scatter_sum(left + 1, rows * share, size)
 
 
 def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:

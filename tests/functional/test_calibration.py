@@ -127,9 +127,27 @@ def test_bins_of_float32_are_found_as_by_a_search(seed, num_bins):
     assert torch.equal(uniform_bins(confidence, num_bins), torch.bucketize(confidence, edges))
 
 
-def test_memory_of_the_sums_is_that_of_a_few_numbers_per_row():
-    confidence, correct = torch.rand(50_000), torch.rand(50_000) < 0.5
-    assert peak_bytes(lambda: bin_statistics(confidence, correct, 15)) < 22 * len(confidence)
+@pytest.mark.parametrize("shape", [(), (4,)], ids=["top label", "classes"])
+def test_memory_of_the_sums_does_not_grow_with_the_rows(shape):
+    def peak(rows):
+        confidence = torch.rand(rows, *shape)
+        correct = torch.rand_like(confidence) < 0.5
+        return peak_bytes(lambda: bin_statistics(confidence, correct, 15))
+
+    assert peak(400_000) < 1.1 * peak(100_000)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["top label", "classes"])
+@pytest.mark.parametrize("rows", [32_768, 32_769, 100_000])
+def test_sums_of_many_rows_are_those_of_numpy(rows, shape):
+    confidence = torch.rand(rows, *shape, generator=torch.Generator().manual_seed(1))
+    correct = torch.rand_like(confidence) < 0.5
+    found = bin_statistics(confidence, correct, 15).reshape(3, -1, 15)
+    columns = zip(confidence.reshape(rows, -1).T.double().numpy(), correct.reshape(rows, -1).T.numpy(), strict=True)
+    for k, (values, hits) in enumerate(columns):
+        for row, weights in enumerate([None, hits.astype(float), values]):
+            expected = np.histogram(values, bins=15, range=(0, 1), weights=weights)[0]
+            np.testing.assert_allclose(found[row, k], expected, rtol=1e-12)
 
 
 def test_bins_of_the_reference_edges():
