@@ -6,6 +6,8 @@ sums are added over batches, and :func:`calibration_error` takes the total.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,8 +21,8 @@ from lightning_uq.functional.waiting import is_free
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "adaptive"]
 
-# A CPU sums so many rows at a time: their float64 copies stay in its cache.
-_CHUNK = 1 << 15
+# So many numbers are summed at a time. On a CPU, their float64 copies stay in its cache.
+_CHUNK, _CHUNK_CPU = 1 << 20, 1 << 15
 
 
 def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,10 +64,7 @@ def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor
                 [1.0000, 0.0000],
                 [0.5000, 1.0000]], dtype=torch.float64)
     """
-    if confidence.shape[0] > _CHUNK and is_free(confidence):
-        chunks = zip(torch.split(confidence, _CHUNK), torch.split(correct, _CHUNK), strict=True)
-        return torch.stack([bin_statistics(*chunk, num_bins) for chunk in chunks]).sum(0)
-    return _sum_bins(confidence, correct, uniform_bins(confidence, num_bins), num_bins)
+    return _sum_bins(confidence, correct, lambda part: uniform_bins(part, num_bins), num_bins)
 
 
 def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
@@ -78,9 +77,9 @@ def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
     if confidence.dtype == torch.float32 and is_free(confidence):
         # The search in `bucketize` mispredicts most branches and takes a CPU twice to ten times as long. A float32 exceeds
         # round(k / num_bins) exactly if the midpoint between it and the next lower float32, 2^28 steps of float64 below it, exceeds
-        # k / num_bins. At 0 these steps end at NaN, whose integer is 0 or far below.
+        # k / num_bins.
         position = confidence.double()
-        position.view(torch.int64).sub_(1 << 28)
+        position.view(torch.int64).clamp_(1 << 28).sub_(1 << 28)
         return position.mul_(num_bins).long().clamp_(0, num_bins - 1)
     # `linspace` would accumulate rounding; k / num_bins in float64 is correctly rounded.
     edges = (widen(torch.arange(1, num_bins, device=confidence.device)) / num_bins).to(confidence.dtype)
@@ -112,11 +111,23 @@ def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) 
         return widen(confidence.new_zeros(3, *confidence.shape[1:], num_bins))
     cuts = -(-torch.arange(1, num_bins, device=columns.device) * columns.shape[1] // num_bins) - 1
     edges = columns.sort(1).values[:, cuts]
-    bins = torch.searchsorted(edges, columns)
-    return _sum_bins(confidence, correct, bins.T.reshape(confidence.shape), num_bins)
+
+    def find(part: Tensor) -> Tensor:
+        return torch.searchsorted(edges, part.reshape(len(part), -1).T.contiguous()).T.reshape(part.shape)
+
+    return _sum_bins(confidence, correct, find, num_bins)
 
 
-def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) -> Tensor:
+def _sum_bins(confidence: Tensor, correct: Tensor, find: Callable[[Tensor], Tensor], num_bins: int) -> Tensor:
+    """The sums of :func:`bin_statistics`, with the bins that ``find`` returns for confidences."""
+    rows = max(1, (_CHUNK_CPU if is_free(confidence) else _CHUNK) // max(1, math.prod(confidence.shape[1:])))
+    if len(confidence) > rows and not torch.compiler.is_compiling():
+        chunks = zip(torch.split(confidence, rows), torch.split(correct, rows), strict=True)
+        total = _sum_bins(*next(chunks), find, num_bins)
+        for chunk in chunks:
+            total = total + _sum_bins(*chunk, find, num_bins)
+        return total
+    bins = find(confidence)
     if confidence.ndim == 1:
         return _sum_cells(confidence, correct, bins, num_bins)
     classes = confidence.shape[1]
@@ -127,7 +138,8 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
 
 def _sum_cells(confidence: Tensor, correct: Tensor, cells: Tensor, size: int) -> Tensor:
     """Number of rows, number of correct rows and sum of confidences of each cell, [3, size]. The counts are integers and so exact."""
-    return scatter_sum(cells, torch.stack([torch.ones_like(confidence), correct.to(confidence), confidence]), size)
+    confidence = widen(confidence)
+    return scatter_sum(cells, torch.stack([torch.ones_like(confidence), widen(correct), confidence]), size)
 
 
 def scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:

@@ -76,10 +76,8 @@ def log_mean_exp(values: Tensor) -> Tensor:
     if len(values) == 1:
         return values[0].masked_fill(excluded, -torch.inf)  # what follows would give these numbers in six passes
     largest = largest.masked_fill(excluded, 0.0)
-    if not (torch.is_grad_enabled() and values.requires_grad):
-        return largest + (values - largest).exp_().mean(0).log_()  # the log of 0 where all are excluded
-    values = values.masked_fill(excluded, 0.0)
-    return (largest + (values - largest).exp().mean(0).log()).masked_fill(excluded, -torch.inf)
+    mean = (values - largest).exp_().mean(0)  # 0 where all are excluded; the gradient of its log would be NaN
+    return (largest + mean.masked_fill(excluded, 1.0).log()).masked_fill(excluded, -torch.inf)
 
 
 def mean_log_probs(logits: Tensor) -> Tensor:

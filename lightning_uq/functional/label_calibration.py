@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional.calibration import scatter_sum, uniform_bins
+from lightning_uq.functional.precision import widen
 
 
 def label_bin_statistics(probs: Tensor, target: Tensor, num_bins: int) -> Tensor:
@@ -31,5 +32,6 @@ def label_bin_statistics(probs: Tensor, target: Tensor, num_bins: int) -> Tensor
     known = ~target.isnan()
     cells = uniform_bins(probs, num_bins) + num_bins * torch.arange(num_labels, device=probs.device)
     cells = torch.where(known, cells, size).reshape(-1)  # unknown labels go to an extra cell, which is dropped
-    values = torch.stack([torch.ones_like(target), torch.where(known, target, 0.0), probs]).flatten(1)
-    return scatter_sum(cells, values, size + 1)[:, :size].reshape(3, num_labels, num_bins)
+    values = (torch.ones_like(target), torch.where(known, target, 0.0), probs)
+    sums = [scatter_sum(cells, widen(value).reshape(-1), size + 1)[:size] for value in values]
+    return torch.stack(sums).reshape(3, num_labels, num_bins)

@@ -41,9 +41,11 @@ def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
     left = position.floor().clamp_max(NUM_CELLS - 1)
     share = position - left
     left = left.long()
-    rows = torch.stack([residual, torch.ones_like(residual)])
+    rows = (residual, torch.ones_like(residual))
     size = NUM_CELLS + 1
-    return scatter_sum(left, rows * (1 - share), size) + scatter_sum(left + 1, rows * share, size)
+    return torch.stack(
+        [scatter_sum(left, row * (1 - share), size) + scatter_sum(left + 1, row * share, size) for row in rows]
+    )
 
 
 def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:

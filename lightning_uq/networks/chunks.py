@@ -18,12 +18,7 @@ def num_rows(x: Any) -> int:
 
 def most_rows(x: Any) -> int:
     """The largest number of indices times inputs per pass over the batch ``x``."""
-    return _MAX_ROWS_CPU if is_on_cpu(x) else _MAX_ROWS
-
-
-def is_on_cpu(x: Any) -> bool:
-    """Whether a batch, a tensor or a nested structure of tensors, is on the CPU."""
-    return _first(x).device.type == "cpu"
+    return _MAX_ROWS_CPU if _first(x).device.type == "cpu" else _MAX_ROWS
 
 
 def indices_at_once(x: Any, numbers: int = 1, max_numbers: int = 1 << 62) -> int:

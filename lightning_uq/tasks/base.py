@@ -179,7 +179,10 @@ class Task(ABC):
         raise InputError(f"{describe(self)} has no probabilities that a calibration could be fitted to.")
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """A mask of unusable numbers in outputs [Z, B, ...], or of unusable rows [Z, B, 1, ...]."""
+        """A mask of unusable numbers in outputs [Z, B, ...], or of unusable rows [Z, B, 1, ...].
+
+        Every finite number is usable, so it need not be called for outputs that are all finite.
+        """
         return ~outputs.isfinite()
 
     def logged(self, progress: Progress) -> Mapping[str, float]:

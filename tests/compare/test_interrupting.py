@@ -43,7 +43,7 @@ def same(found, expected):
 @pytest.mark.parametrize(
     ("number", "jobs"),
     [
-        pytest.param(signal.SIGINT, "1", marks=pytest.mark.slow),  # as in the next test
+        pytest.param(signal.SIGINT, "1", marks=pytest.mark.slow),  # as in the last test
         (signal.SIGTERM, "1"),
         (signal.SIGINT, "2"),
         pytest.param(signal.SIGTERM, "2", marks=pytest.mark.slow),

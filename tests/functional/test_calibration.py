@@ -127,14 +127,22 @@ def test_bins_of_float32_are_found_as_by_a_search(seed, num_bins):
     assert torch.equal(uniform_bins(confidence, num_bins), torch.bucketize(confidence, edges))
 
 
-@pytest.mark.parametrize("shape", [(), (4,)], ids=["top label", "classes"])
+@pytest.mark.parametrize("shape", [(), (4,), (100,)], ids=str)
 def test_memory_of_the_sums_does_not_grow_with_the_rows(shape):
-    def peak(rows):
-        confidence = torch.rand(rows, *shape)
+    def peak(numbers):
+        confidence = torch.rand(numbers // math.prod(shape), *shape)
         correct = torch.rand_like(confidence) < 0.5
         return peak_bytes(lambda: bin_statistics(confidence, correct, 15))
 
+    assert peak(100_000) < 3e6
     assert peak(400_000) < 1.1 * peak(100_000)
+
+
+@pytest.mark.parametrize("shape", [(), (4,)], ids=str)
+def test_adaptive_sums_take_few_bytes_per_number(shape):
+    confidence = torch.rand(200_000 // math.prod(shape), *shape)
+    correct = torch.rand_like(confidence) < 0.5
+    assert peak_bytes(lambda: adaptive_bin_statistics(confidence, correct, 15)) < 36 * confidence.numel()
 
 
 @pytest.mark.parametrize("shape", [(), (3,)], ids=["top label", "classes"])

@@ -70,6 +70,18 @@ def test_the_mean_has_the_same_bits_with_and_without_a_graph(case):
     followed.where(followed.isfinite(), 0).sum().backward()
 
 
+def test_a_class_that_all_members_exclude_has_a_gradient_of_zero():
+    """By the tape, with other batches beside it, and forward."""
+    values = torch.tensor([[0.0, -math.inf, 1.0], [0.5, -math.inf, -math.inf]], dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(lambda v: entropy.log_mean_exp(v).exp(), values)
+    assert expected.isfinite().all()
+    assert (expected[:, :, 1] == 0).all()
+    torch.testing.assert_close(torch.func.jacfwd(lambda v: entropy.log_mean_exp(v).exp())(values), expected)
+    mapped = values[:, :, None].clone().requires_grad_()
+    torch.vmap(entropy.log_mean_exp, in_dims=1)(mapped).exp().sum().backward()
+    torch.testing.assert_close(mapped.grad[:, :, 0], expected.sum(0))
+
+
 def test_a_single_member_has_no_mutual_information():
     assert entropy.mutual_information(members(0, z=1)).abs().max() < 1e-12
 

@@ -56,8 +56,8 @@ class BayesByBackpropNetwork(EpistemicNetwork):
 
     The index z is a seed. The noise is generated from it on demand, equal on every device. All parameters of the network
     that require a gradient have their own standard deviation. The parameters themselves are the means, so a
-    pretrained network starts from its weights. All indices run in one batched call; in evaluation, as many at once as fit into
-    memory. A BatchNorm layer raises, since its running statistics would mix those of all indices.
+    pretrained network starts from its weights. All indices run in one batched call; in evaluation, as many at once as suit the
+    device. A BatchNorm layer raises, since its running statistics would mix those of all indices.
 
     Args:
         network: The network; its parameters become the means, in place.
@@ -149,7 +149,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         def run(part: Tensor) -> Tensor:
             return self.call(x, self.weights_of_noise(self.noise(part), std))
 
-        return in_chunks(run, index, sets_at_once(self.num_weights, x))
+        return in_chunks(run, index, sets_at_once(self.num_weights, x, self.spread.rho.device))
 
     def kl(
         self,

@@ -30,7 +30,7 @@ class HypermodelNetwork(EpistemicNetwork):
 
     The weights and biases of the network's linear layers and convolutions are generated if they require a gradient. Other
     parameters (of a LayerNorm, for instance) are trained as usual and shared by all indices. All indices run in one batched
-    call; in evaluation, as many at once as fit into memory. A BatchNorm layer raises, since its running statistics
+    call; in evaluation, as many at once as suit the device. A BatchNorm layer raises, since its running statistics
     would mix those of all indices.
 
     Generating P weights takes (D + 1) P parameters, where D is the size of the index or of the torso's last layer.
@@ -131,7 +131,8 @@ class HypermodelNetwork(EpistemicNetwork):
                 self.prior_scale.measure(self.prior(x, self._calibration_index.to(self.generator.weight)))
         if self.training or torch.compiler.is_compiling():
             return self._run(x, index)
-        return in_chunks(lambda part: self._run(x, part), index, sets_at_once(self.num_weights, x))
+        at_once = sets_at_once(self.num_weights, x, self.generator.weight.device)
+        return in_chunks(lambda part: self._run(x, part), index, at_once)
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the output, each [Z, B, ...]: the trained part and the scaled prior."""

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks.chunks import indices_at_once, is_on_cpu
+from lightning_uq.networks.chunks import indices_at_once
 from lightning_uq.networks.ensemble.mapped_call import call_mapped
 from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
@@ -49,6 +50,6 @@ def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping
         ) from error
 
 
-def sets_at_once(num_weights: int, x: Any) -> int:
-    """The number of indices, each with a set of weights, per pass over the batch ``x`` in evaluation."""
-    return indices_at_once(x, num_weights, _MAX_WEIGHTS_CPU if is_on_cpu(x) else _MAX_WEIGHTS)
+def sets_at_once(num_weights: int, x: Any, device: torch.device) -> int:
+    """The number of indices, each with a set of weights on ``device``, per pass over the batch ``x`` in evaluation."""
+    return indices_at_once(x, num_weights, _MAX_WEIGHTS_CPU if device.type == "cpu" else _MAX_WEIGHTS)
