@@ -14,6 +14,7 @@ from lightning_uq.networks.finite import NonFinite
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.logits import LogitReader
+from lightning_uq.running.same_reading import difference_of_readings
 from lightning_uq.running.transforms import PredictionTransform, observing_all
 
 
@@ -72,9 +73,16 @@ def transformed_prediction(
     return rows.prediction(change(prediction))
 
 
-def _reading(logits: LogitReader, nonfinite: NonFinite) -> tuple[Any, ...]:
-    """The arguments that determine how a callback reads a model."""
-    return logits.predict_fn, logits.unpack_batch, logits.read.output, logits.given_task, nonfinite
+def check_reading(
+    model: nn.Module, first: tuple[LogitReader, NonFinite], second: tuple[LogitReader, NonFinite]
+) -> None:
+    """Reject two callbacks with ``attach=True`` that read a foreign module differently, since one prediction is made of both."""
+    difference = difference_of_readings(first[0], second[0]) or ("nonfinite" if first[1] != second[1] else None)
+    if difference is not None:
+        raise InputError(
+            f"The callbacks with `attach=True` build predictions of {type(model).__name__} together, but their `{difference}` differs. Pass the "
+            f"same `{difference}` to each, or `attach=True` to one of them only."
+        )
 
 
 def wrap_predict_step(
@@ -85,11 +93,8 @@ def wrap_predict_step(
     if not isinstance(step, _PredictStep):
         step = _PredictStep(model, logits, nonfinite)
         model.__dict__["predict_step"] = step
-    elif _reading(step.logits, step.nonfinite) != _reading(logits, nonfinite):
-        raise InputError(
-            f"The callbacks with `attach=True` build predictions of {type(model).__name__} together, but their `predict_fn`, "
-            "`unpack_batch`, `output`, `task` or `nonfinite` differ. Pass the same values to each."
-        )
+    else:
+        check_reading(model, (step.logits, step.nonfinite), (logits, nonfinite))
     if transform is not None:
         others = [one for one in step.transforms if one.kind != transform.kind]
         if len(others) < len(step.transforms):

@@ -15,6 +15,7 @@ from lightning_uq.guessing import report_guess
 from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.loaders import reads_same_data
 from lightning_uq.running.logits import is_uncertainty_module
+from lightning_uq.running.same_reading import difference_of_readings
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 
 
@@ -28,6 +29,18 @@ def check_order(callback: PostTrainingCallback, trainer: Trainer, module: Lightn
     """
     ours, name = post_training_callbacks(trainer), type(callback).__name__
     before, behind = ours[: ours.index(callback)], ours[ours.index(callback) + 1 :]
+    foreign = not is_uncertainty_module(module)
+    for one in before if foreign else []:
+        difference = difference_of_readings(callback.logits, one.logits)
+        if difference is not None and one.recalibrates and type(one) is not type(callback):
+            report_guess(
+                f"{name} does not use the result of {type(one).__name__}, because their `{difference}` differs: they read other outputs, such as "
+                f"those of another head. If they read the same, pass both the same `{difference}`.",
+                module,
+            )
+    if foreign:
+        before = [one for one in before if reads_alike(callback, one)]
+        behind = [one for one in behind if reads_alike(callback, one)]
     later = [one for one in behind if one.recalibrates]
     if later and not callback.recalibrates:
         raise InputError(
@@ -35,7 +48,7 @@ def check_order(callback: PostTrainingCallback, trainer: Trainer, module: Lightn
             "afterwards. Swap them."
         )
     apart = [one for one in before if one.recalibrates and callback.attach and not one.attach]
-    if apart and not is_uncertainty_module(module):
+    if apart and foreign:
         report_guess(
             f"{name} has `attach=True`, but {type(apart[0]).__name__} before it does not, so its changes are left out. Pass `attach=True` to both.",
             module,
@@ -103,13 +116,21 @@ def check_read(callbacks: Sequence[object]) -> None:
 def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -> list[PostTrainingCallback]:
     """The callbacks whose results ``callback`` reads: the earlier ones, except those of its own kind, of which a prediction carries one.
 
-    Callbacks that leave a foreign module's predictions alone count only if ``callback`` leaves them alone too.
+    Callbacks that leave a foreign module's predictions alone count only if ``callback`` leaves them alone too, and those that read other
+    outputs of it, such as another head, do not count.
     """
     if trainer is None:
         return list(getattr(callback, "after", ()))
     ours = post_training_callbacks(trainer)
     before = ours[: ours.index(callback)] if callback in ours else []
-    return [one for one in before if type(one) is not type(callback) and (one.attach or not callback.attach)]
+    before = [one for one in before if type(one) is not type(callback) and (one.attach or not callback.attach)]
+    is_own = is_uncertainty_module(trainer.lightning_module)
+    return before if is_own else [one for one in before if reads_alike(callback, one)]
+
+
+def reads_alike(callback: PostTrainingCallback, other: PostTrainingCallback) -> bool:
+    """Whether the result of ``other`` belongs to the outputs of a foreign module that ``callback`` reads. A density belongs to all outputs."""
+    return isinstance(other, FeatureCallback) or difference_of_readings(callback.logits, other.logits) is None
 
 
 def transforms_before(

@@ -17,7 +17,7 @@ from lightning_uq._lightning import starts_processes
 from lightning_uq.batches import own_batch
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.fitting_data import FittingData, ValidationData
-from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
+from lightning_uq.callbacks.foreign import check_reading, unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.label_checks import SeenBatch, all_targets
 from lightning_uq.callbacks.sibling import write_sibling
 from lightning_uq.callbacks.verification import Fit, decide
@@ -99,11 +99,12 @@ class PostTrainingCallback(FittingCallback):
     # ------------------------------------------------------------------ fitting under a Trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reject untested strategies, and discard earlier verifications."""
+        """Reject untested strategies and contradictory arguments, and discard earlier verifications."""
         check_strategy(trainer, type(self).__name__, runs_sharded=self.runs_sharded)
-        self._verified = False
-        self._step_input = StepInput()
-        self._best = BestCheckpoint()
+        for one in post_training_callbacks(trainer):
+            if one.attach and self.attach and not is_uncertainty_module(pl_module):
+                check_reading(pl_module, (one.logits, one.nonfinite), (self.logits, self.nonfinite))
+        self._verified, self._step_input, self._best = False, StepInput(), BestCheckpoint()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the best checkpoint of the training that a fit resumes."""
@@ -297,10 +298,7 @@ class PostTrainingCallback(FittingCallback):
             rest = "No file holds the fitted states: add a ModelCheckpoint, and pass the -uq.ckpt as `ckpt_path`."
         else:
             path = self.uq_ckpt_path
-            rest = (
-                f"Use the file that holds the fitted states: `trainer.test` and `trainer.predict` take `ckpt_path={path!r}`, "
-                f"and `load_fitted({path!r})` returns a calibrated network."
-            )
+            rest = f"Use the file that holds the fitted states: `trainer.test` and `trainer.predict` take `ckpt_path={path!r}`, and `load_fitted({path!r})` returns a calibrated network."
         rank_zero_warn(
             f"{type(trainer.strategy).__name__} trains in separate processes, so the callbacks of the main process "
             f"are not fitted after `trainer.fit`, and `module.predict` is not calibrated there. {rest}"

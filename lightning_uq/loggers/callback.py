@@ -200,7 +200,7 @@ class LogFigures(Callback):
     ) -> None:
         self.read.look_at_task(model, batch, trainer, is_first=not self._curves)
         if self._calibrations is None:  # the callbacks have verified their states at the first batch
-            self._calibrations = calibrating_transforms(trainer, model) if stage == "test" else []
+            self._calibrations = calibrating_transforms(trainer, model, self.read) if stage == "test" else []
         outputs, prediction = predict_batch(
             self.read, model, batch, trainer, check=batch_idx == 0, further=self._calibrations
         )

@@ -19,12 +19,7 @@ def check_fits_task(task: Task, network: EpistemicNetwork, data_noise: DataNoise
         raise InputError(
             f"`data_noise` must leave the targets of {describe(task)} unchanged, but {data_noise!r} changes them."
         )
-    kind = network.read_output.output
-    if kind in ("probs", "log_probs") and not task.takes_probabilities:
-        raise InputError(
-            f"{describe(task)} needs the network's raw outputs, but argument `output` is {kind!r}. Pass 'logits', or a function "
-            "that picks them."
-        )
+    task.check_kind(network.read_output.output)
 
 
 def check_first_output(module: "UncertaintyModule", output: Tensor) -> None:

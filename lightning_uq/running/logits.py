@@ -60,6 +60,8 @@ class LogitReader:
         self.unpack_batch = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
         self.read = OutputReader(output, predict_fn)
         self.given_task = None if task is None else task_of(task)
+        if self.given_task is not None:
+            self.given_task.check_kind(self.read.output)
         self.infers_task = infers_task and task is None
         self._inferred = InferredTask()
         self._inferred_of: type | None = None  # the class of the model whose batches implied it; None for any
@@ -107,7 +109,9 @@ class LogitReader:
         x, target = self.unpack(model, batch)
         outputs = self._indexed_outputs(model, self._outputs(model, x, trainer), lambda: batches.num_rows(x, target))
         if not self._is_own(model):
-            self.task(model).check_output(outputs, values=check)
+            task = self.task(model)
+            task.check_kind(self.read.output)
+            task.check_output(outputs, values=check)
         self._check_for_log_probs(model, outputs, check)
         return upcast(outputs)
 

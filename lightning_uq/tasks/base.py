@@ -124,6 +124,15 @@ class Task(ABC):
         ``takes_index = True`` also gets ``index``, the samples' positions in the data set.
         """
 
+    def check_kind(self, output: object) -> None:
+        """Raise an :class:`InputError` for an argument ``output`` that makes log-probabilities of probabilities, if the task needs raw outputs."""
+        if output in ("probs", "log_probs") and not self.takes_probabilities:
+            of_sigmoid = output == "probs" and not self.has_numeric_targets
+            advice = "`torch.logit`, which undoes a sigmoid" if of_sigmoid else "a function that picks them"
+            raise InputError(
+                f"{describe(self)} needs the network's raw outputs, but argument `output` is {output!r}. Pass 'logits', or {advice}."
+            )
+
     @abstractmethod
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Raise an :class:`InputError` if outputs [Z, B, ...] cannot belong to this task.

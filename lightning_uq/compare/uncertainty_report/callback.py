@@ -266,7 +266,7 @@ class UncertaintyReport(Callback):
                 if name in one.ood_score_names
             ]
             if self._calibrations is None:  # the callbacks verified their states at the first batch
-                self._calibrations = calibrating_transforms(trainer, model)
+                self._calibrations = calibrating_transforms(trainer, model, self.read)
             outputs, prediction = predict_batch(
                 self.read, model, batch, trainer, check=check, further=self._calibrations
             )
@@ -302,7 +302,7 @@ class UncertaintyReport(Callback):
                     task=self.read.task(model),
                     score=self._score_name(trainer, model),
                     sizes={"test": num_seen, **sizes},
-                    calibrated_by=calibrating_callbacks(trainer),
+                    calibrated_by=[type(one).__name__ for one in calibrating_callbacks(trainer, model, self.read)],
                 )
                 self._write(trainer, results, record)
                 numbers = {key: value["mean"] for key, value in results["rows"][0].items() if key != "method"}
