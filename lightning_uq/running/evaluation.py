@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_uq._lightning import before_transfer, transferred
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.sharding import gathered
+from lightning_uq.running.unchanged import unchanged
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
         trainer: The Trainer inside whose hook this runs.
         fitting: For a pass over fitting data. The trainer's stage is set to validating, so that a user's
             ``on_after_batch_transfer`` does not augment. Inference mode is off, since fitted tensors outlive the pass. The parameters of a
-            sharded model are gathered, since ranks may have different numbers of batches.
+            sharded model are gathered, since ranks may have different numbers of batches. Buffers and attributes that ``forward`` changes
+            are restored too, so that a training is the same with and without the pass.
     """
     modes = [(module, module.training) for module in model.modules()]
     logs = (
@@ -47,7 +49,8 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
                 model.__dict__[name] = _silent
             if trainer is not None and fitting:
                 trainer.state.stage = RunningStage.VALIDATING
-            yield
+            with unchanged(model) if fitting else nullcontext():
+                yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_uq import FitGMM, TemperatureScaling
 from lightning_uq.running.evaluation import evaluating, to_device
 
 
@@ -66,6 +68,81 @@ def test_everything_is_put_back(fails, fitting):
     assert torch.is_grad_enabled()
     assert model.log is own
     assert "log_dict" not in vars(model)
+
+
+class Stateful(nn.Module):
+    """Keeps a hidden state, a counter, a running mean and a buffer that it replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.hidden = 0, None
+        self.cell = nn.GRUCell(4, 8)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("last", torch.zeros(8))
+        self.register_buffer("unset", None)
+
+    def forward(self, x):
+        self.calls += 1
+        hidden = self.cell(x, self.hidden)
+        self.hidden = hidden.detach()
+        self.seen_once = True
+        self.mean.mul_(0.9).add_(0.1 * self.hidden.mean(0))
+        self.last = self.hidden.mean(0)
+        return hidden
+
+
+def test_a_pass_over_fitting_data_leaves_the_state_of_a_users_module():
+    model = nn.Sequential(Stateful(), nn.Linear(8, 2))
+    model(torch.ones(3, 4))
+    del model[0].seen_once
+    attributes, buffers = dict(vars(model[0])), {name: b.clone() for name, b in model.named_buffers()}
+    own = dict(model[0]._buffers)
+    with evaluating(model, fitting=True):
+        outputs = [model(torch.randn(3, 4)) for _ in range(3)]
+        assert model[0].calls == 4
+    assert outputs[0].shape == (3, 2)
+    assert vars(model[0]).keys() == attributes.keys()
+    assert all(vars(model[0])[name] is value for name, value in attributes.items())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    assert all(model[0]._buffers[name] is buffer for name, buffer in own.items())
+
+
+def test_a_lazy_module_keeps_the_weights_that_a_pass_gives_it():
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    with evaluating(model, fitting=True):
+        expected = model(torch.ones(2, 5))
+    assert model[0].in_features == 5
+    torch.testing.assert_close(model.eval()(torch.ones(2, 5)), expected)
+
+
+@pytest.mark.parametrize("make", [FitGMM, TemperatureScaling])
+def test_a_training_is_the_same_with_a_callback_if_forward_changes_its_module(make_trainer, make):
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.state, self.head = Stateful(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.state(x) - self.state.mean.clone())
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=20)
+    states = []
+    for callbacks in ([], [make()]):
+        torch.manual_seed(0)
+        module, trainer = Module(), make_trainer(max_epochs=2, callbacks=callbacks)
+        trainer.fit(module, loader, loader)
+        states.append({**module.state_dict(), "calls": torch.tensor(module.state.calls), "hidden": module.state.hidden})
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
 
 
 def test_a_fit_leaves_inference_mode_and_a_score_stays_in_it():
