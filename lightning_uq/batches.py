@@ -146,12 +146,21 @@ def _report_second(batch: Any, about: object | None) -> None:
     rows = num_rows(x, others)
     is_plain = isinstance(y, Tensor) and y.ndim > 0 and len(y) == rows and not y.is_floating_point()
     labels = [i for i, other in enumerate(others, 2) if _is_label(other, rows)]
-    report_guess(
+    is_first = report_guess(
         f"Batches have {len(batch)} elements, of which the first is read as the input and the second as the target. If they mean "
         f"something else, pass `unpack_batch`, for example `lambda batch: (batch[0], batch[{labels[0] if labels else 2}])`.",
         about,
         is_doubtful=bool(labels) and not is_plain,
     )
+    # The second may be lengths. Numbers that do not repeat, such as the samples' positions, are no labels.
+    rival = next((i for i in labels if len(batch[i].unique()) < len(batch[i])), None) if is_first and is_plain else None
+    if rival is not None:
+        report_guess(
+            f"Batches hold integers per row in element {rival} too, which repeat as labels do, but element 1 is read as the target. If it is not, pass "
+            f"`unpack_batch`, for example `lambda batch: (batch[0], batch[{rival}])`.",
+            about,
+            is_doubtful=True,
+        )
 
 
 def _is_label(value: Any, rows: int | None) -> bool:

@@ -144,7 +144,7 @@ def read(told, batch, **kwargs):
     [
         ((X, Y, ["a"] * 24), False),
         ((X, Y, OTHER), False),
-        ([X, Y, Y], False),  # the position in the data set, perhaps
+        ([X, Y, torch.arange(24)], False),  # the position in the data set
         ((X, OTHER, OTHER), False),
         ((X, OTHER, Y), True),
         ((X, OTHER, Y.unsqueeze(1)), True),
@@ -163,6 +163,19 @@ def test_the_second_of_several_elements_is_a_guess(told, batch, doubtful):
     )
     other = next((i for i, part in enumerate(batch) if i > 1 and getattr(part, "dtype", None) == torch.long), 2)
     assert f"`unpack_batch`, for example `lambda batch: (batch[0], batch[{other}])`" in line
+
+
+def test_labels_behind_lengths_are_doubted(told):
+    """Both are integers per row; the positions of the samples are too, but no two are the same."""
+    lengths = torch.randint(3, 8, (24,))
+    unpack_batch((X, lengths, Y), about=nn.Identity())
+    doubts = [text for text, doubtful in told if doubtful]
+    assert len(doubts) == 1
+    assert "element 2 too, which repeat as labels do" in doubts[0]
+    assert "`lambda batch: (batch[0], batch[2])`" in doubts[0]
+    told.clear()
+    unpack_batch((X, Y, torch.arange(24)), about=nn.Identity())
+    assert not [text for text, doubtful in told if doubtful]
 
 
 @pytest.mark.parametrize("batch", [(X, Y), [X, Y], (X,), X, {"input": X, "target": Y, "other": OTHER}])

@@ -149,6 +149,7 @@ class PostTrainingCallback(FittingCallback):
             self.check_batch(pl_module, batch, trainer)
             if self.attach:
                 self.logits.check_default_task(pl_module, batch)
+                self.logits(pl_module, batch, trainer)  # predictions will be made of them
             _, target = self.logits.unpack(pl_module, batch)
             if not self.fits_targets(pl_module) or not isinstance(target, Tensor):
                 return None

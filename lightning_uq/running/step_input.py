@@ -57,7 +57,9 @@ class StepInput:
                 return
             # A step may pass labels on to a network that computes its loss, while `unpack_batch` makes other targets of them.
             labels = [batch.get(name) for name in TARGET_NAMES] if isinstance(batch, Mapping) else []
-            self.start(model, x, [target, labels])
+            # The second of three or more elements is only supposed to be the target. If `forward` takes it, it is an input.
+            supposed = isinstance(batch, list | tuple) and len(batch) > 2 and reader.unpack_batch is None
+            self.start(model, x, [[] if supposed else target, labels])
 
     def end(self, model: nn.Module, step: str) -> None:
         """Compare after the step, named ``step``."""

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq import ConformalIntervals, FitGMM, OODAlarm, OODDetection, TemperatureScaling
+from lightning_uq import ConformalIntervals, FitGMM, FitKNN, OODAlarm, OODDetection, TemperatureScaling
 from lightning_uq.errors import InputError
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
@@ -88,3 +88,24 @@ class LogSigmoid(Sigmoid):
 
     def training_step(self, batch, batch_idx):
         return nn.functional.binary_cross_entropy(self(batch[0]).exp(), batch[1])
+
+
+class Squeezed(Sigmoid):
+    """One logit per input, [B]."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = self.net[:-1]
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1].float())
+
+
+@pytest.mark.parametrize("make", [lambda: FitKNN(k=3, attach=True), lambda: FitGMM(attach=True)], ids=["knn", "gmm"])
+def test_attached_densities_read_the_outputs_before_the_training(make_trainer, make):
+    """With integer labels they found nothing wrong, and `trainer.predict` failed."""
+    loader = DataLoader(TensorDataset(X, Y.long()), batch_size=50)
+    trainer = make_trainer(max_epochs=1, callbacks=[make()])
+    with pytest.raises(InputError, match=r"Pass `task=Binary\(\)` for one logit per input"):
+        trainer.fit(Squeezed(), loader, loader)
+    assert trainer.global_step == 0

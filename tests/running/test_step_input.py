@@ -134,6 +134,30 @@ def test_members_of_an_ensemble_as_well(make_trainer):
         assert told(lambda quiet=quiet: make_trainer(max_epochs=1).fit(quiet, LOADER, LOADER)) == []
 
 
+class Packed(Lit):
+    """Its second element is a length, which `forward` takes."""
+
+    def forward(self, x, lengths=None):
+        return super().forward(x if lengths is None else x / lengths[:, None])
+
+    def step(self, batch):
+        x, lengths, y = batch
+        return F.cross_entropy(self(x, lengths), y)
+
+
+@pytest.mark.parametrize("use", ["fit", "test"])
+def test_a_second_element_that_forward_takes_is_no_target(make_trainer, use):
+    loader = DataLoader(TensorDataset(X, 1 + torch.arange(60) % 3, Y), batch_size=20)
+    callback = FitGMM() if use == "fit" else OODDetection({"far": LOADER})
+    trainer, module = make_trainer(max_epochs=1, callbacks=[callback]), Packed()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, loader, loader)
+        if use == "test":
+            trainer.test(module, loader, verbose=False)
+    assert any(TEXT in str(one.message) for one in caught)
+
+
 def test_no_hook_is_left_behind(make_trainer):
     class Failing(Lit):
         def validation_step(self, batch, batch_idx):
