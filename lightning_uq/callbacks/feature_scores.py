@@ -148,15 +148,19 @@ class FeatureCallback(PostTrainingCallback):
         """The sampling keys of a batch's rows and, for features [M, B, D, *P], the indices of the counted positions in the flattened [B, *P]."""
         if features.ndim == 3:
             return row_keys(samples), samples
+        size = features.shape[3:].numel()
+        positions = self.counted_positions(model, batch, features)
+        if positions is None:
+            positions = torch.arange(len(samples) * size)
+        return row_keys(samples[positions // size], positions % size), positions
+
+    def counted_positions(self, model: nn.Module, batch: Any, features: Tensor) -> Tensor | None:
+        """The indices of the counted positions of features [M, B, D, *P] in the flattened [B, *P]; None if all count."""
         grid = features.shape[3:]
         _, target = self.logits.unpack(model, batch)
-        labels = torch.zeros(len(samples), *grid, dtype=torch.long)
-        if isinstance(target, Tensor) and target.ndim == labels.ndim:
-            labels = resized(target, grid).cpu()
-        positions = self.logits.task(model).row_positions(labels)
-        if positions is None:
-            positions = torch.arange(labels.numel())
-        return row_keys(samples[positions // grid.numel()], positions % grid.numel()), positions
+        if not grid or not isinstance(target, Tensor) or target.ndim != 1 + len(grid):
+            return None  # no label marks a position that does not count
+        return self.logits.task(model).row_positions(resized(target, grid).cpu())
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         """Try the fit on the first batch, or on the first batch of the training if reading the loader would take batches from it."""

@@ -5,17 +5,16 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.coordinates import FeatureCoordinates
 from lightning_uq.callbacks.feature_scores import FeatureCallback
-from lightning_uq.callbacks.label_checks import ClassCounts, class_counts
+from lightning_uq.callbacks.label_checks import ClassCounts
 from lightning_uq.errors import InputError
 from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
-from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts
+from lightning_uq.functional.gaussian import Covariance, Priors, Regularization
 from lightning_uq.functional.validation import check_choice, check_integer
-from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_halves import ClassHalves
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.feature_density import FeatureDensity
@@ -45,6 +44,8 @@ class FitGMM(FeatureCallback):
 
     For a segmentation, ``pool="positions"`` makes each position a row. Its features are the input of a 1x1 convolution or of a token's linear
     layer. If their grid differs from the labels', the label is that of the nearest position. ``log_density`` is then a map [B, *P].
+    Positions whose label is the task's ``ignore_index`` are left out. If that label is also the index of a class, as that of a padding tag
+    may be, this class has no Gaussian: its prior is 0, and its :meth:`log_prob` minus infinity.
 
     Args:
         covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
@@ -69,7 +70,7 @@ class FitGMM(FeatureCallback):
 
     Raises:
         InputError: At the start of the training, if the problem is visible then. In the fit, for a class with fewer than two
-            rows, NaN features, a covariance that cannot be factored, or too little memory.
+            rows (unless its label is the task's ``ignore_index``), NaN features, a covariance that cannot be factored, or too little memory.
 
     Source: Mukhoti et al., CVPR 2023 (arXiv 2102.11582); Ren et al., arXiv 2106.09022.
 
@@ -110,6 +111,7 @@ class FitGMM(FeatureCallback):
         if num_components is not None:
             check_integer("num_components", num_components, 1)
         self.num_components = num_components
+        self._counts = ClassCounts()
         self.regularization = regularization
         self.density_score: DensityScore = score
         self.score_name = score
@@ -151,7 +153,7 @@ class FitGMM(FeatureCallback):
             for name, found in statistics.items():
                 more = int(name == "polar") - int(self.coordinates.names[0] == "polar")
                 self._reduce(found, members, classes, D + more, trainer)
-        return self._with_tails(self._fit_statistics(statistics), model, trainer)
+        return self._with_tails(self._fit_statistics(statistics, self._absent(model)), model, trainer)
 
     def _with_tails(self, density: FeatureDensity, model: nn.Module, trainer: Trainer | None) -> dict[str, Any]:
         """The tensors of a density, with the tails of its scores if there are two."""
@@ -164,7 +166,8 @@ class FitGMM(FeatureCallback):
         if self.num_components is None:
             labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
         features = self.features(model, batch, trainer)
-        rows, *_ = self._by_row(model, features, labels, torch.arange(features.shape[1]))
+        rows, *_ = self._by_row(model, batch, features, labels, torch.arange(features.shape[1]))
+        self._counts.see(labels, features)
         for name in self.coordinates.names:  # raises if the statistics do not fit into memory
             self._statistics(num_classes, transform_features(rows[0, :1], name).shape[1], len(rows))
         self.features.reset()
@@ -177,9 +180,9 @@ class FitGMM(FeatureCallback):
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Check that the task accepts every label, and that every class has two rows."""
         check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
-        counts = class_counts(target, self._num_classes(model, outputs[:, :1]))
-        if counts is not None:
-            check_class_counts(counts)
+        counts = ClassCounts(self._counts.grids)
+        counts.note(self.logits.task(model), target, self._num_classes(model, outputs[:, :1]))
+        counts.check()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard the findings of the last training."""
@@ -189,7 +192,7 @@ class FitGMM(FeatureCallback):
 
     def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Count the rows of each class."""
-        self._counts.note(target, self._num_classes(model, outputs))
+        self._counts.note(self.logits.task(model), target, self._num_classes(model, outputs))
 
     def review_noted_targets(self, trainer: Trainer) -> None:
         """Warn about a class with fewer than two rows. The epoch may have skipped rows that the fit will see."""
@@ -236,14 +239,15 @@ class FitGMM(FeatureCallback):
             parts[name] = [GaussianDensity(fit) for fit in fits]
         return FeatureDensity(parts, score=self.density_score)
 
-    def _fit_statistics(self, statistics: Statistics) -> FeatureDensity:
-        return FeatureDensity(
-            {
-                name: [GaussianDensity(one.fit(self.covariance, self.priors, self.regularization)) for one in found]
-                for name, found in statistics.items()
-            },
-            score=self.density_score,
-        )
+    def _fit_statistics(self, statistics: Statistics, absent: int | None = None) -> FeatureDensity:
+        """The densities; the class ``absent`` has none."""
+        how = self.covariance, self.priors, self.regularization, absent
+        parts = {name: [GaussianDensity(one.fit(*how)) for one in found] for name, found in statistics.items()}
+        return FeatureDensity(parts, score=self.density_score)
+
+    def _absent(self, model: nn.Module) -> int | None:
+        """The class that no row can have, because its label is ignored."""
+        return self.logits.task(model).ignored_label if self.num_components is None else None
 
     def _to_tensors(self, density: FeatureDensity) -> dict[str, Any]:
         return {"feature_layer": self.features.resolved, **density.tensors()}
@@ -270,7 +274,7 @@ class FitGMM(FeatureCallback):
                 held.num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
             held.layer = self.features.resolved
-            features, y, samples = self._by_row(model, features, y, reading.numbers(features.shape[1]))
+            features, y, samples = self._by_row(model, batch, features, y, reading.numbers(features.shape[1]))
             self._update(held.statistics, features, y, samples, held.num_classes)
         self.features.reset(held.layer)
         return held.statistics, held.num_classes
@@ -280,28 +284,28 @@ class FitGMM(FeatureCallback):
         return ClassHalves(num_classes, num_features, self.covariance, self.memory_budget, copies=copies, halved=halved)
 
     def _by_row(
-        self, model: nn.Module, features: Tensor, y: Tensor | None, samples: Tensor
+        self, model: nn.Module, batch: Any, features: Tensor, y: Tensor | None, samples: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [M, N, D] with labels [N] and samples [N]: one row per sample, or per counted position of maps [M, B, D, *P].
+        """Features [M, N, D] with labels [N] and samples [N]: one row per counted sample, or per counted position of maps [M, B, D, *P].
 
         Raises:
             InputError: The labels are per position and the features per sample, or the reverse.
         """
-        task = self.logits.task(model)
-        if y is None:  # one class, at every position
+        if y is None:  # one class
+            positions = self.counted_positions(model, batch, features)
             y = torch.zeros(features.shape[1], *features.shape[3:], dtype=torch.long)
-        if (features.ndim > 3) != (y.ndim > 1):
+        elif (features.ndim > 3) != (y.ndim > 1):
             found = "one per position of a map" if y.ndim > 1 else "one per input"
             raise InputError(
                 f"{type(self).__name__} needs one label per row of features, but the labels {list(y.shape)} are {found}, and the "
                 f"features at layer {self.features.resolved!r} are {list(features.shape[1:])}. "
                 + ("Pass `pool='positions'`." if y.ndim > 1 else "Pass another `pool` than 'positions'.")
             )
-        if y.ndim == 1:
-            return features, y, samples
-        y = resized(y, features.shape[3:])
-        rows, positions = features.movedim(2, -1).flatten(1, -2), task.row_positions(y)
-        labels, samples = y.reshape(-1), samples.repeat_interleave(y[0].numel())
+        else:
+            y = resized(y, features.shape[3:])
+            positions = self.logits.task(model).row_positions(y)
+        rows = features.movedim(2, -1).flatten(1, -2)
+        labels, samples = y.reshape(-1), samples.repeat_interleave(y.shape[1:].numel())
         if positions is None:
             return rows, labels, samples
         return rows[:, positions.to(rows.device)], labels[positions], samples[positions.cpu()]
@@ -353,46 +357,3 @@ def _as_density(scorer: FeatureScore) -> FeatureDensity:
 
 def _by_member(features: Tensor) -> Tensor:
     return features if features.ndim == 3 else features.unsqueeze(0)
-
-
-def _fit_gmm(setting: Setting) -> list[Callback]:
-    return [FitGMM(name="density")]
-
-
-def _fit_ddu(setting: Setting) -> list[Callback]:
-    return [FitGMM(feature_transform="raw")]
-
-
-def _fit_relative_mahalanobis(setting: Setting) -> list[Callback]:
-    return [FitGMM(covariance="tied", score="relative_mahalanobis", name="relative_mahalanobis")]
-
-
-METHODS = (
-    Method(
-        name="density",
-        about="the softmax network and a Gaussian per class over its features",
-        trained_as="softmax",
-        callbacks=_fit_gmm,
-        ood_score="density",
-        link="https://arxiv.org/abs/2102.11582",
-        detects_only=True,
-    ),
-    Method(
-        name="ddu",
-        about="the same density on raw features, as in the DDU paper",
-        trained_as="softmax",
-        callbacks=_fit_ddu,
-        ood_score="log_density",
-        link="https://arxiv.org/abs/2102.11582",
-        detects_only=True,
-    ),
-    Method(
-        name="relative_mahalanobis",
-        about="the softmax network; distance of features to the nearest class, less that to all data",
-        link="https://arxiv.org/abs/2106.09022",
-        trained_as="softmax",
-        callbacks=_fit_relative_mahalanobis,
-        ood_score="relative_mahalanobis",
-        detects_only=True,
-    ),
-)

@@ -154,7 +154,7 @@ class PostTrainingCallback(FittingCallback):
             if not self.fits_targets(pl_module) or not isinstance(target, Tensor):
                 return None
             outputs = self.logits(pl_module, batch, trainer, check=False)[:, :1]
-            return SeenBatch(outputs.cpu(), target.cpu())
+            return SeenBatch.of(self.logits.task(pl_module), outputs, target)
 
     def has_own_data(self, trainer: Trainer) -> bool:
         """Whether the fitting data differ from those of the training and of its validation."""

@@ -57,7 +57,7 @@ class GaussianFit(NamedTuple):
         whitening: A_c with Sigma_c^-1 = A_c^T A_c: the inverse Cholesky factors [C, D, D]; one factor [1, D, D] if tied; the
             inverse standard deviations [C, D] if diagonal.
         log_det: log |Sigma_c|, [C].
-        log_prior: log pi_c, [C].
+        log_prior: log pi_c, [C]; minus infinity for a class without a Gaussian, whose other tensors have no meaning.
         background_mean: Mean of all rows, [D].
         background_whitening: The same for all rows as one class: [1, D, D], or [1, D] if diagonal.
         shrinkage: The common intensity r in [0, 1]; 0 without shrinkage.
@@ -76,13 +76,13 @@ class GaussianFit(NamedTuple):
     ridge: Tensor
 
 
-def check_class_counts(count: Tensor) -> None:
-    """Refuse classes with fewer than two rows, given the numbers of rows [C].
+def check_class_counts(count: Tensor, absent: int | None = None) -> None:
+    """Refuse classes with fewer than two rows, given the numbers of rows [C]; the class ``absent`` needs none.
 
     Raises:
         InputError: A class has fewer than two rows.
     """
-    few = (count < 2).nonzero().flatten().tolist()
+    few = [c for c in (count < 2).nonzero().flatten().tolist() if c != absent]
     if few:
         named = ", ".join(f"class {c} has {int(count[c])}" for c in few[:5]) + (" ..." if len(few) > 5 else "")
         raise InputError(f"Every class needs at least 2 rows, but {named}.")
@@ -93,6 +93,7 @@ def fit_gaussian(
     covariance: Covariance | None = None,
     priors: Priors = "uniform",
     regularization: Regularization | Shrinkage = "oas",
+    absent: int | None = None,
 ) -> GaussianFit:
     """Fit one Gaussian per class to streamed statistics.
 
@@ -114,6 +115,7 @@ def fit_gaussian(
         covariance: "full", "tied" or "diagonal"; default: the covariance of the statistics.
         priors: "uniform" (1 / C) or "empirical" (n_c / N).
         regularization: A Shrinkage, "oas", "ddu" or a float.
+        absent: A class that has no Gaussian, because its label is ignored. Its prior is 0, and C above counts the others.
 
     Returns:
         The fit.
@@ -151,20 +153,22 @@ def fit_gaussian(
         )
     C, D = statistics.mean.shape
     count, total = statistics.count, statistics.count.sum()
-    check_class_counts(count)
+    check_class_counts(count, absent)
+    present = [c for c in range(C) if c != absent]
     scatter = statistics.scatter
     if kind != statistics.covariance:
         scatter = scatter.sum(0) if kind == "tied" else scatter.diagonal(dim1=-2, dim2=-1)
     if not is_shrunk or kind == "tied":
-        _warn_rank(kind, count, D)
+        _warn_rank(kind, count, D, present)
 
-    freedom = (total - C)[None] if kind == "tied" else count - 1
+    within_freedom = total - len(present)
+    places = [0] if kind == "tied" else present
 
-    def class_covariance(c: int) -> Tensor:
-        return (scatter if kind == "tied" else scatter[c]) / freedom[c]
+    def class_covariance(i: int) -> Tensor:
+        return scatter / within_freedom if kind == "tied" else scatter[places[i]] / (count[places[i]] - 1)
 
-    number = 1 if kind == "tied" else C
-    variance = _variances(scatter, kind).sum() / (total - C) / D
+    number = len(places)
+    variance = _variances(scatter, kind).sum() / within_freedom / D
     floor = FLOOR * float(variance)
     center, spread = background_moments(statistics)
     if kind == "diagonal" and spread.ndim == 2:
@@ -179,29 +183,32 @@ def fit_gaussian(
         ridge = floor
     elif isinstance(regularization, Shrinkage):
         shrinkage, ridge, place = regularization.intensity, floor, TARGETS.index(regularization.target)
-        towards = shrinkage_target(scatter.sum(0) / (total - C), regularization.target) * shrinkage
+        towards = shrinkage_target(scatter.sum(0) / within_freedom, regularization.target) * shrinkage
     elif is_shrunk:
-        intensities = [oas_intensity(class_covariance(c), float(freedom[c])) for c in range(number)]
+        intensities = [oas_intensity(class_covariance(i), float(count[c] - 1)) for i, c in enumerate(places)]
         shrinkage = float(torch.stack(intensities).mean())
         ridge, place = shrinkage * float(variance), TARGETS.index("identity")
     else:
         ridge = background_ridge = float(regularization)
 
-    whitening = scatter.new_empty((number, *spread.shape))
-    log_det = scatter.new_empty(number)
-    for c in range(number):
-        matrix = class_covariance(c).mul_(1 - shrinkage)
+    whitening = scatter.new_zeros((1 if kind == "tied" else C, *spread.shape))
+    log_det = scatter.new_zeros(len(whitening))
+    for i, c in enumerate(places):
+        matrix = class_covariance(i).mul_(1 - shrinkage)
         if towards is not None:
             matrix += towards
         name = "the tied covariance" if kind == "tied" else f"the covariance of class {c}"
         whitening[c], log_det[c] = whiten(add_ridge(matrix, ridge), name, regularization)
     background, _ = whiten(add_ridge(spread, background_ridge), "the background covariance", regularization)
-    uniform = torch.full_like(count, -math.log(C))
+    log_prior = (count / total).log() if priors == "empirical" else torch.full_like(count, -math.log(len(present)))
+    mean = statistics.mean.clone()
+    if len(present) < C:
+        mean[absent], log_prior[absent] = center, -math.inf
     return GaussianFit(
-        mean=statistics.mean.clone(),
+        mean=mean,
         whitening=whitening,
         log_det=log_det.expand(C).clone(),
-        log_prior=uniform if priors == "uniform" else (count / total).log(),
+        log_prior=log_prior,
         background_mean=center,
         background_whitening=background[None],
         shrinkage=count.new_tensor(shrinkage),
@@ -235,16 +242,16 @@ def check_regularization(value: object) -> None:
         )
 
 
-def _warn_rank(kind: Covariance, count: Tensor, D: int) -> None:
-    if kind == "tied" and int(count.sum()) - len(count) < D:
+def _warn_rank(kind: Covariance, count: Tensor, D: int, present: list[int]) -> None:
+    if kind == "tied" and int(count.sum()) - len(present) < D:
         warnings.warn(
-            f"The tied covariance of {D} features was estimated from {int(count.sum())} rows of {len(count)} classes and "
+            f"The tied covariance of {D} features was estimated from {int(count.sum())} rows of {len(present)} classes and "
             'is rank-deficient, so its regularisation dominates the distances. Use covariance="diagonal", or full '
             'covariances with regularization="oas".',
             stacklevel=3,
         )
-    elif kind == "full" and bool((count <= D).any()):
-        c = int(count.argmin())
+    elif kind == "full" and bool((count[present] <= D).any()):
+        c = present[int(count[present].argmin())]
         warnings.warn(
             f"Class {c} has {int(count[c])} rows for {D} features, so its covariance is rank-deficient, and the regularisation "
             'dominates the densities. Use regularization="oas" or covariance="tied".',

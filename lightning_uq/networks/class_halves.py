@@ -98,7 +98,9 @@ class ClassHalves:
         if self.second is not None:
             self.second.reduce(all_sum)
 
-    def fit(self, covariance: Covariance, priors: Priors, regularization: Regularization) -> GaussianFit:
+    def fit(
+        self, covariance: Covariance, priors: Priors, regularization: Regularization, absent: int | None = None
+    ) -> GaussianFit:
         """Fit the rows of both halves, which are then merged: see :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
 
         With ``"held_out"``, classes with too few rows for a fit of one half use ``"oas"``.
@@ -111,7 +113,7 @@ class ClassHalves:
         if self.second is not None:
             self.first.merge(self.second, self.classes)
             self.second = None
-        return fit_gaussian(self.first, covariance, priors, chosen)
+        return fit_gaussian(self.first, covariance, priors, chosen, absent)
 
     def _first_of(self, classes: Tensor) -> ClassMoments:
         first = self.first

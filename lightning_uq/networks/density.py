@@ -131,9 +131,11 @@ class GaussianDensity(nn.Module):
         return self.mean.ndim == 2
 
     def log_prob(self, features: Tensor) -> Tensor:
-        """log p(f | c), without the prior: [..., D] -> [..., C] in float64; minus infinity for features that are not finite.
+        """log p(f | c), without the prior: [..., D] -> [..., C] in float64.
 
             log p(f | c) = -1/2 (|A_c (f - mu_c)|^2 + log |Sigma_c| + D log 2 pi)
+
+        It is minus infinity for features that are not finite, and for a class without a Gaussian, because its label is ignored.
 
         Raises:
             NotFittedError: The density is empty.
@@ -145,7 +147,7 @@ class GaussianDensity(nn.Module):
         """log sum_c pi_c p(f | c): [..., D] -> [...] in float64.
 
         This is a normalized density. With uniform priors pi_c = 1 / C, it is the original's, which has no prior,
-        minus log C.
+        minus log C. C counts the classes that have a Gaussian.
         """
         return self._by_rows(
             lambda rows: torch.logsumexp(self._log_prob(rows) + self.log_prior, 1), features, -math.inf
@@ -217,7 +219,8 @@ class GaussianDensity(nn.Module):
         return (widen(rows) - self.background_mean).to(self.whitening.dtype)
 
     def _distances(self, rows: Tensor) -> Tensor:
-        return _full_precision(squared_distances, self._center(rows), self._center(self.mean), self.whitening)
+        found = _full_precision(squared_distances, self._center(rows), self._center(self.mean), self.whitening)
+        return found.masked_fill(self.log_prior == -math.inf, math.inf)  # classes without a Gaussian
 
     def _relative(self, rows: Tensor) -> Tensor:
         origin = torch.zeros_like(self.background_mean, dtype=self.whitening.dtype)[None]

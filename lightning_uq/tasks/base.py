@@ -94,6 +94,11 @@ class Task(ABC):
         """The axis of one hypothesis's outputs [B, ...] whose size is :attr:`num_outputs`."""
         return 1
 
+    @property
+    def ignored_label(self) -> int | None:
+        """The label of positions or inputs that do not count; it may be the index of a class. None if every label counts."""
+        return None
+
     @abstractmethod
     def predict(self, outputs: Tensor) -> Prediction:
         """The prediction for raw outputs [Z, B, ...]."""

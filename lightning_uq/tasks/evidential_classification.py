@@ -147,6 +147,11 @@ class EvidentialClassification(ClassTask):
 
     # ------------------------------------------------------------------ the interface of a task
 
+    @property
+    def ignored_label(self) -> int | None:
+        """``ignore_index``."""
+        return self.ignore_index
+
     def predict(self, outputs: Tensor) -> DirichletPrediction:
         """One Dirichlet per hypothesis: concentration = evidence + prior."""
         prior = self._evidence_loss.prior

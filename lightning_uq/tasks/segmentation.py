@@ -86,6 +86,11 @@ class Segmentation(Classification):
         """``class_axis``."""
         return self.class_axis
 
+    @property
+    def ignored_label(self) -> int | None:
+        """``ignore_index``."""
+        return self.ignore_index
+
     def predict(self, outputs: Tensor) -> CategoricalPrediction:
         """A categorical prediction with one map of logits per hypothesis."""
         return super().predict(self._classes_first(outputs, 2))
