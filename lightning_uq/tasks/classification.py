@@ -57,6 +57,12 @@ class ClassTask(Task):
         _check_dtype(target)
         expected = (*outputs.shape[1:2], *outputs.shape[3:])
         if target.shape != expected:
+            for axis in range(1, target.ndim):
+                if target.shape[axis] == 1 and (*target.shape[:axis], *target.shape[axis + 1 :]) == expected:
+                    raise InputError(
+                        f"The class labels must have shape {list(expected)}, but they have {list(target.shape)}. Remove their axis of size 1: "
+                        f"pass `unpack_batch=lambda batch: (batch[0], batch[1].squeeze({axis}))`."
+                    )
             raise InputError(
                 f"The class labels must have shape {list(expected)}, because the network returns "
                 f"{list(outputs.shape[1:])}, but they have {list(target.shape)}. If the network returns features, pass "
@@ -223,9 +229,12 @@ class Classification(ClassTask):
         """Check for logits [Z, B, C] with C >= 2 that are not probabilities."""
         self._check_classes(outputs, values)
         if outputs.ndim != 3:
+            shape = outputs.shape[1:]
+            may_be_last = len(shape) == 3 or shape[-1] < min(shape[1:-1])
+            last = ", or `task=Segmentation(class_axis=-1)` if the last axis holds the classes" if may_be_last else ""
             raise OutputShapeError(
-                f"The network returned {list(outputs.shape[1:])}, a map of logits, but the task is Classification, one label "
-                "per input. Pass `task=Segmentation()`, or a function that computes logits [B, C] as `output`."
+                f"The network returned {list(shape)}, a map of logits, but the task is Classification, one label per input. Pass "
+                f"`task=Segmentation()`{last}, or a function that computes logits [B, C] as `output`."
             )
 
     def _counted_outputs(self, output: Tensor, target: Tensor) -> Tensor:
