@@ -91,16 +91,25 @@ def unscorable_reason(ensemble: "EnsembleModule", y: Tensor) -> str | None:
     return None if reason is None else f"{reason}, as {describe(ensemble.task)} expects; pass `task`"
 
 
-def layout_problem(ensemble: "EnsembleModule", batch: Any) -> str | None:
-    """The reason why a batch's input and target, or the members' outputs for it, are unknown; None if they are known."""
+def input_problem(ensemble: "EnsembleModule", batch: Any) -> str | None:
+    """The reason why a batch's input, or the members' outputs for it, are unknown; None if they are known."""
     try:
-        x, y = ensemble.unpack_batch(batch)
+        x, _ = ensemble.unpack_batch(batch)
     except InputError as error:
         return str(error)
     member: Any = ensemble.network.called_network
     by_name = has_forward(member) and takes_by_name(member, x)
     if ensemble.network.read_output.predict_fn is None and not by_name and not takes_alone(member, x):
         return f"{type(member).__name__}.forward does not map one input to an output. Pass `predict_fn`"
+    return None
+
+
+def layout_problem(ensemble: "EnsembleModule", batch: Any) -> str | None:
+    """The reason why a batch's input and target, or the members' outputs for it, are unknown; None if they are known."""
+    problem = input_problem(ensemble, batch)
+    if problem is not None:
+        return problem
+    _, y = ensemble.unpack_batch(batch)
     if not isinstance(y, Tensor) or not y.ndim:
         return "the batches hold no target. Pass `unpack_batch`, a function that returns the input and the target"
     return None

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 
 from lightning_uq.errors import NotFiniteError, NotFittedError, UQError
 from lightning_uq.guessing import report_guess
-from lightning_uq.modules.lightning_ensemble.checks import layout_problem, unscorable_reason
+from lightning_uq.modules.lightning_ensemble.checks import input_problem, layout_problem, unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.ranks import first_of_ranks
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class EnsembleMetrics(Part):
     """The metrics under ``ensemble/val_*`` and ``ensemble/test_*``, which are skipped if the data or outputs do not fit.
 
-    Members that train alone need not fit the ensemble's task, so failures here do not stop the run, and are reported once. The
-    exception are non-finite inputs or outputs: outside a training they are an error.
+    Members that train alone need not fit the ensemble's task, so failures here do not stop the run, and are reported once: as a warning, from
+    the first batch on, if the ensemble cannot predict such batches either. The exception are non-finite inputs or outputs: outside a
+    training they are an error.
 
     One batch that does not fit skips all metrics of its loader, because metrics of part of the data would look like those of all.
 
@@ -39,7 +40,7 @@ class EnsembleMetrics(Part):
         self._reasons: dict[int, str | None] = {}  # by loader, for loaders of which this rank has seen a batch
         self._metric_sets = nn.ModuleList()
         self._is_validation = True
-        self._notified = False
+        self._notified = False  # whether the lack of metrics was reported
 
     @property
     def are_logged_at_end(self) -> bool:
@@ -53,12 +54,14 @@ class EnsembleMetrics(Part):
 
     def update(self, batch: Any, dataloader_idx: int, evaluate: Callable[[], None]) -> None:
         """Let ``evaluate`` update a loader's metrics, unless one of its batches does not fit."""
-        ensemble = self.members.ensemble
+        ensemble, unreadable = self.members.ensemble, None
         is_left_out = self._reasons.get(dataloader_idx) is not None
         if is_left_out and (ensemble.inferred_task is None or ensemble.inferred_task.is_open):
             return
         try:
-            reason = layout_problem(ensemble, batch)
+            reason = unreadable = input_problem(ensemble, batch)
+            if reason is None:
+                reason = layout_problem(ensemble, batch)
             if reason is None:
                 x, y = ensemble.unpack_batch(batch)
                 self._look_at_task(x, y)
@@ -70,6 +73,10 @@ class EnsembleMetrics(Part):
             if is_error and ensemble.trainer.state.fn != TrainerFn.FITTING:
                 raise
             reason = _failure_text(error)
+            if not isinstance(error, UQError):  # of a member's forward
+                unreadable = f"{reason}. Pass `unpack_batch` or `predict_fn`"
+        if unreadable is not None:
+            self._warn_of_predictions(unreadable)
         if is_left_out:
             return
         if reason is not None:
@@ -105,8 +112,12 @@ class EnsembleMetrics(Part):
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
     def look_at_training(self, batch: Any, batch_idx: int) -> None:
-        """If no task was given, look for it in the first training batch, and for contradictions in all batches."""
+        """Warn if the first batch cannot be read. If no task was given, look for it there, and for contradictions in all batches."""
         ensemble = self.members.ensemble
+        if batch_idx == 0 and not self._notified:
+            unreadable = input_problem(ensemble, batch)
+            if unreadable is not None:
+                self._warn_of_predictions(unreadable)
         if ensemble.inferred_task is None:
             return
         try:
@@ -122,6 +133,15 @@ class EnsembleMetrics(Part):
             report_guess(
                 f"A training batch does not show the task of the ensemble as a whole: {_failure_text(error)}", ensemble
             )
+
+    def _warn_of_predictions(self, reason: str) -> None:
+        """Warn once that the ensemble as a whole cannot predict batches like one that it got."""
+        if not self._notified:
+            rank_zero_warn(
+                "The members train by their own steps, but the ensemble as a whole has no metrics, and its predictions of such batches will fail: "
+                f"{reason.rstrip('.')}. Without this argument, only the members can be used. It may also be passed to `load_from_checkpoint`."
+            )
+            self._notified = True
 
     def agree_on_task(self) -> None:
         """Take the task, and any doubt about it, from the batches of all ranks. Call it on all ranks."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -113,6 +114,11 @@ CASES = {
 }
 
 
+UNREADABLE = ("a mapping of many", "no forward", "an error of its own")
+"""Cases in which the ensemble cannot predict, which is a warning rather than a line of information."""
+IS_WARNED = pytest.mark.filterwarnings("ignore:The members train by their own steps")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_members_train_and_validate_and_one_line_says_what_is_left_out(make_trainer, caplog, case):
     member, loader, reason = CASES[case]
@@ -120,15 +126,49 @@ def test_members_train_and_validate_and_one_line_says_what_is_left_out(make_trai
         EnsembleModule(member, num_members=2, seed=0),
         make_trainer(max_epochs=2, num_sanity_val_steps=2),
     )
-    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"),
+    ):
+        warnings.simplefilter("always")
         trainer.fit(ensemble, loader, loader)
     assert trainer.callback_metrics["val_loss"].isfinite()
     assert not any(name.startswith("ensemble/") for name in trainer.callback_metrics)
-    told = [record.message for record in caplog.records if "has no metrics" in record.message]
-    assert len(told) == 1
-    assert re.search(reason, told[0])
+    noted = [record.message for record in caplog.records if "has no metrics" in record.message]
+    told = [str(one.message) for one in warned if "has no metrics" in str(one.message)]
+    assert (len(noted), len(told)) == ((0, 1) if case in UNREADABLE else (1, 0))
+    assert re.search(reason, (noted + told)[0])
 
 
+@pytest.mark.parametrize("with_validation", [True, False])
+@pytest.mark.parametrize("case", ["a mapping of many", "no forward"])
+def test_batches_that_the_ensemble_cannot_read_are_a_warning_before_the_first_step(make_trainer, case, with_validation):
+    member, loader, reason = CASES[case]
+    steps = []
+
+    class Counting(member):
+        def training_step(self, batch, batch_idx):
+            steps.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    ensemble = EnsembleModule(Counting, num_members=2, seed=0)
+    trainer = make_trainer(max_epochs=1, num_sanity_val_steps=2)
+    with pytest.warns(
+        UserWarning, match=f"predictions of such batches will fail: .*{reason}.*only the members"
+    ) as told:
+        trainer.fit(ensemble, loader, loader if with_validation else None)
+    assert len([one for one in told if "such batches will fail" in str(one.message)]) == 1
+    steps.clear()
+    other = EnsembleModule(Counting, num_members=2, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="The members train by their own steps")
+        with pytest.raises(UserWarning, match="predictions of such batches will fail"):
+            make_trainer(max_epochs=1).fit(other, loader)
+    assert not steps
+
+
+@IS_WARNED
 @pytest.mark.parametrize("case", [case for case in CASES if case != "missing numbers"])
 def test_a_test_of_them_runs_too(make_trainer, case):
     member, loader, _ = CASES[case]
@@ -171,6 +211,7 @@ def test_prediction_without_a_forward_names_the_argument(make_trainer):
         make_trainer().predict(EnsembleModule(WithoutForward, num_members=2, seed=0), rows(X, Y))
 
 
+@IS_WARNED
 @pytest.mark.parametrize("callback", [FitGMM, TemperatureScaling, CalibratedNLL])
 def test_a_callback_that_needs_what_cannot_be_read_refuses_before_the_training(make_trainer, callback):
     member, loader, _ = CASES["a mapping of many"]
