@@ -41,28 +41,35 @@ class FeatureCoordinates:
                 f"`held_out` needs feature_transform='combined', but it is {transform!r}. Leave `held_out` out."
             )
         self.held_out = HeldOutRows(held_out)
-        self._is_unreadable = False  # whether the held-out rows of this training cannot be read
+        self._lack: str | None = None  # why the held-out rows of this training cannot be read
 
     def check(self, callback: FeatureCallback, model: LightningModule, trainer: Trainer) -> None:
-        """Read a batch of held-out rows before a training.
+        """Read a batch of held-out rows before a training, after one of the fitting data.
+
+        If the fitting data are a stream, which is only tried in the training, :meth:`tails` reports what is wrong with the held-out rows: both may
+        be unreadable for the same reason.
 
         Raises:
             InputError: With ``"combined"``, there are no held-out rows, or they cannot be read.
         """
         self.held_out.forget()
-        self._is_unreadable = False
+        self._lack = None
         if len(self.names) == 1:
             return
         try:
             loader = self._loader(trainer, type(callback).__name__)
             if loader is not None and can_be_reread(loader):
-                self.held_out.try_batch(lambda batch: callback.features(model, batch, trainer), model, trainer, loader)
+                with callback.logits.trying():
+                    self.held_out.try_batch(
+                        lambda batch: callback.features(model, batch, trainer), model, trainer, loader
+                    )
                 callback.features.reset()
         except InputError as error:
             if self.transform == "combined":
                 raise
-            self._report_lack(callback, model, str(error))
-            self._is_unreadable = True
+            self._lack = str(error)
+            if not callback.waits:
+                self._report_lack(callback, model, self._lack)
 
     def tails(
         self,
@@ -76,7 +83,10 @@ class FeatureCoordinates:
         Raises:
             InputError: With ``"combined"``, there are no held-out rows, or they cannot be read.
         """
-        if len(self.names) == 1 or (self._is_unreadable and trainer is not None):
+        if len(self.names) == 1:
+            return {}
+        if self._lack is not None and trainer is not None:
+            self._report_lack(callback, model, self._lack)  # unless it was reported before the training
             return {}
         loader = self._loader(trainer, type(callback).__name__)
         if loader is None:

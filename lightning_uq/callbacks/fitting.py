@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from lightning_uq._lightning import state_key
+from lightning_uq.callbacks.foreign import check_attachable
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
@@ -263,8 +264,10 @@ class FittingCallback(Callback, ABC):
     def _progress_name(self) -> str:
         return type(self).__name__ if self.name is None else f"{type(self).__name__}-{self.name}"
 
-    def _check_progress(self, trainer: Trainer) -> None:
-        """Reject a training whose weights could not continue an interrupted fit, before it runs."""
+    def _check_training(self, trainer: Trainer, model: nn.Module) -> None:
+        """Reject a training whose weights could not continue an interrupted fit, or whose module ``attach`` cannot serve, before it runs."""
+        if self.attach:
+            check_attachable(model)
         found = [] if self.progress_dir is None else files_of(self.progress_dir, self._progress_name)
         with raising_on_all_ranks(trainer):
             if found:

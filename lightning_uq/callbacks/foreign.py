@@ -10,12 +10,29 @@ from torch.utils.data import DataLoader
 
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
+from lightning_uq.lightning_trees import both
+from lightning_uq.networks.calling import has_forward
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.same_reading import difference_of_readings
 from lightning_uq.running.transforms import PredictionTransform, observing_all
+
+
+def check_attachable(model: nn.Module) -> None:
+    """Check that Lightning would run a prediction of a module, whose ``predict_step`` a callback with ``attach=True`` replaces.
+
+    Raises:
+        InputError: It has neither ``predict_step`` nor ``forward``.
+    """
+    own = any(getattr(type(model), "predict_step", None) is kind.predict_step for kind in both(LightningModule))
+    if own and "predict_step" not in vars(model) and not has_forward(model):
+        name = type(model).__name__
+        raise InputError(
+            f"`attach=True` changes what `trainer.predict` returns, but Lightning refuses to predict with {name}, which has neither `forward` "
+            f"nor `predict_step`. Define one of them in {name}, or leave out `attach`."
+        )
 
 
 class _PredictStep:

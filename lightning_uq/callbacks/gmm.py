@@ -187,8 +187,8 @@ class FitGMM(FeatureCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard the findings of the last training."""
         self._counts = ClassCounts()
-        self.coordinates.check(self, pl_module, trainer)
         super().on_fit_start(trainer, pl_module)
+        self.coordinates.check(self, pl_module, trainer)
 
     def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Count the rows of each class."""

@@ -80,8 +80,8 @@ class FitKNN(FeatureCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check for held-out rows before the training."""
-        self.coordinates.check(self, pl_module, trainer)
         super().on_fit_start(trainer, pl_module)
+        self.coordinates.check(self, pl_module, trainer)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """The features [M, N, D] of all rows, and the tails of two scores."""

@@ -141,9 +141,13 @@ class FitLaplace(FeatureCallback):
         kind = self._kind or (Means if is_number else Classes)
         loader = self._held_out_loader(trainer, pl_module, kind)
         if loader is not None and can_be_reread(loader):
-            self.held_out.try_batch(
-                lambda batch: self._read(pl_module, batch, trainer, None, needs_target=True), pl_module, trainer, loader
-            )
+            with self.logits.trying():
+                self.held_out.try_batch(
+                    lambda batch: self._read(pl_module, batch, trainer, None, needs_target=True),
+                    pl_module,
+                    trainer,
+                    loader,
+                )
             self.features.reset()
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:

@@ -117,7 +117,7 @@ class PostTrainingCallback(FittingCallback):
         self._seen = self._label_error = None
         self._checks_epoch, self.waits, self._warned_of_exchange, self._trained = True, False, False, None
         self._best.start(trainer, type(self).__name__, is_required=self.weights == "best")
-        self._check_progress(trainer)
+        self._check_training(trainer, pl_module)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if is_instance(later, WeightAveraging, StochasticWeightAveraging):
@@ -145,7 +145,7 @@ class PostTrainingCallback(FittingCallback):
 
     def try_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> SeenBatch | None:
         """Check a batch and return its outputs and targets; None if the fit does not depend on targets."""
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), self.logits.trying():
             self.check_batch(pl_module, batch, trainer)
             if self.attach:
                 self.logits.check_default_task(pl_module, batch)

@@ -1,6 +1,7 @@
 """Reads the raw outputs of any model for a batch, and their meaning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import InferredTask
 from lightning_uq.running.ranks import raise_on_all_ranks
 from lightning_uq.running.transforms import PredictionTransforms, transforms_of
+from lightning_uq.running.trial import explaining_failure
 from lightning_uq.tasks import Classification, Task, describe, task_of
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
@@ -66,6 +68,7 @@ class LogitReader:
         self._inferred = InferredTask()
         self._inferred_of: type | None = None  # the class of the model whose batches implied it; None for any
         self._log_probs_of: type | None = None  # a class of models whose outputs turned out not to be logits
+        self._is_trial = False  # whether a batch is tried before a training
         self._indexed: bool | None = None  # whether ``predict_fn`` returns [Z, B, ...], if shapes do not show it
 
     @property
@@ -150,13 +153,27 @@ class LogitReader:
         """The model's return value for an input, to be read by ``output``."""
         return self._read(model, self._run(model, x, trainer))
 
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """A context before a training, in which an error of a user's network for a batch names the arguments to pass.
+
+        In a training or a fit, the network's own error is raised unchanged.
+        """
+        self._is_trial = True
+        try:
+            yield
+        finally:
+            self._is_trial = False
+
     def _run(self, model: nn.Module, x: Any, trainer: Trainer | None) -> Any:
         if not torch.compiler.is_compiling():
             x = batches.own_batch(x)  # the model may change its input in place, and the batch is read again
         if trainer is None:
             return self.read.raw(model, x)
+        is_explained = self._is_trial and not is_uncertainty_module(model)
+        explaining = explaining_failure(model, x, has_predict_fn=self.predict_fn is not None)
         # Only the model runs here: under `bf16-true`, this context makes new tensors bfloat16.
-        with trainer.precision_plugin.forward_context():
+        with explaining if is_explained else nullcontext(), trainer.precision_plugin.forward_context():
             return self.read.raw(model, x)
 
     def _read(self, model: nn.Module, raw: Any) -> Tensor:

@@ -70,8 +70,8 @@ class StepInput:
             name = type(model).__name__
             report_guess(
                 f"The `{step}` of {name} calls its `forward` with an input other than the one read from the batch, so fits and "
-                f"scores use another input than {name} does. Pass `unpack_batch`, a function that returns that input "
-                "and the target.",
+                f"scores use another input than {name} does. Pass `unpack_batch`, a function that returns that input (several "
+                "arguments as a mapping from their names) and the target, or pass `predict_fn`.",
                 model,
                 is_doubtful=True,
             )
