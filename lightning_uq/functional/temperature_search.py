@@ -32,7 +32,7 @@ _RIGHT = "every row is classified correctly, so the likelihood rises as T falls 
 _VOTES = "the likelihood is largest as T falls to 0, where members only vote; the targets were smoothed"
 _CHANCE = (
     "the logits rank the true class hardly better than chance, so the likelihood rises as T grows; T was set so that "
-    "predictions are nearly uniform"
+    "predictions are nearly uniform. Check that the targets are those of these outputs"
 )
 _CONSTANT = "the logits of each row are equal (or there is one class), so T has no effect; T was set to 1"
 

@@ -60,8 +60,8 @@ class ClassTask(Task):
             for axis in range(1, target.ndim):
                 if target.shape[axis] == 1 and (*target.shape[:axis], *target.shape[axis + 1 :]) == expected:
                     raise InputError(
-                        f"The class labels must have shape {list(expected)}, but they have {list(target.shape)}. Remove their axis of size 1: "
-                        f"pass `unpack_batch=lambda batch: (batch[0], batch[1].squeeze({axis}))`."
+                        f"The class labels must have shape {list(expected)}, because the network returns {list(outputs.shape[1:])}, but they have "
+                        f"{list(target.shape)}. Remove their axis of size 1: pass `unpack_batch=lambda batch: (batch[0], batch[1].squeeze({axis}))`."
                     )
             raise InputError(
                 f"The class labels must have shape {list(expected)}, because the network returns "

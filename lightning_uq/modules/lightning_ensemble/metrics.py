@@ -74,7 +74,7 @@ class EnsembleMetrics(Part):
                 raise
             reason = _failure_text(error)
             if not isinstance(error, UQError):  # of a member's forward
-                unreadable = f"{reason}. Pass `unpack_batch` or `predict_fn`"
+                unreadable = f"{reason.rstrip('.')}. Pass `unpack_batch` or `predict_fn`"
         if unreadable is not None:
             self._warn_of_predictions(unreadable)
         if is_left_out:

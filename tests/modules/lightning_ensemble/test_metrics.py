@@ -53,7 +53,8 @@ def test_output_picks_the_logits_from_what_a_member_returns(make_trainer):
 )
 def test_targets_that_do_not_fit_are_left_to_the_member(batch, reason, make_trainer, monkeypatch):
     said = []
-    monkeypatch.setattr(lightning_uq.modules.lightning_ensemble.metrics, "rank_zero_info", said.append)
+    for how in ("rank_zero_info", "rank_zero_warn"):  # a warning if predictions would fail too
+        monkeypatch.setattr(lightning_uq.modules.lightning_ensemble.metrics, how, said.append)
 
     class Free(Lit):
         def validation_step(self, batch, batch_idx):

@@ -270,6 +270,7 @@ def test_stochastic_weight_averaging_refuses_members_with_several_schedulers(mak
         make_trainer(callbacks=[averaging()]).fit(ensemble, loader())
 
 
+@pytest.mark.filterwarnings("ignore:The members train by their own steps")  # they have no `forward`
 def test_a_scheduler_that_a_callback_installs_steps(make_trainer):
     def rates(module):
         recorder = RatePerEpoch()

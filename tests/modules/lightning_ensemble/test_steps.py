@@ -180,6 +180,7 @@ class UnderItsOwnName(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:The members train by their own steps")  # they have no `forward`
 def test_an_adversarial_step_changes_the_input_wherever_the_batch_holds_it(make_trainer):
     options = {"num_members": 1, "adversarial_epsilon": 0.1, "adversarial_scale": "absolute"}
     rows = DataLoader([{"image": torch.randn(4), "label": i % 3} for i in range(4)], batch_size=4)
