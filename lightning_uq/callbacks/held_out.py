@@ -183,7 +183,7 @@ class HeldOutCallback(PostTrainingCallback):
         return self.transform().apply(prediction)
 
     def predict(self, model: nn.Module, x: Any) -> Prediction:
-        """The prediction for inputs or a batch, with the result of the fit. On a module of this package, it includes the results of earlier fits.
+        """The prediction for inputs, or for a batch, which `unpack_batch` needs, with the results of this fit and of those before it.
 
         Raises:
             NotFittedError: The callback was not fitted on a model (after :meth:`fit_predictions`, use :meth:`change`), or was fitted on other weights.
