@@ -130,7 +130,8 @@ def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -
 
 def reads_alike(callback: PostTrainingCallback, other: PostTrainingCallback) -> bool:
     """Whether the result of ``other`` belongs to the outputs of a foreign module that ``callback`` reads. A density belongs to all outputs."""
-    return isinstance(other, FeatureCallback) or difference_of_readings(callback.logits, other.logits) is None
+    is_density = isinstance(other, FeatureCallback) and not other.recalibrates
+    return is_density or difference_of_readings(callback.logits, other.logits) is None
 
 
 def transforms_before(

@@ -12,6 +12,7 @@ from lightning_uq import (
     ConformalIntervals,
     ConformalSets,
     FitGMM,
+    FitLaplace,
     OODAlarm,
     Regression,
     SelectiveThreshold,
@@ -93,6 +94,7 @@ def makes():
 
 CALIBRATIONS = {
     "temperature": lambda: TemperatureScaling(**head("race")),
+    "laplace": lambda: FitLaplace(feature_layer="race", **head("race")),
     "scale": lambda: VarianceScaling(**head("age", task=Regression(head="mean"))),
 }
 
