@@ -38,6 +38,25 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 
+# A worker holds a million objects after it has imported all tests, and several million later. Each search for garbage among them takes
+# seconds, and searches would be a tenth of the suite's time. Objects that outlive a module of tests are therefore no longer searched.
+def pytest_collection():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _search_little_for_garbage():
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
