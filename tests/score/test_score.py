@@ -1,10 +1,8 @@
 """``lightning-uq score``: every kind of model and of file gives the same rows, in constant memory, or leaves nothing."""
 
-import os
 import re
-import subprocess
-import sys
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ from lightning_uq.cli import main
 from lightning_uq.errors import InputError, NotFiniteError
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.fitted import FittedNetwork
-from lightning_uq.score import Settings, open_rows, score
+from lightning_uq.score import Settings, load_model, open_rows, score
 from lightning_uq.score.output import make_block
 from tests.trainers import quiet_trainer
 
@@ -85,7 +83,8 @@ def files(folder):
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt2", ".onnx"])
-def test_every_file_and_model_gives_the_rows_of_prediction_writer(models, suffix, tmp_path):
+def test_every_file_and_model_gives_the_rows_of_prediction_writer(models, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_uq.score.run.load_model", cache(load_model))  # to load a graph takes seconds
     expected = pq.read_table(models["written"])
     data = tmp_path / "data"
     data.mkdir()
@@ -140,7 +139,7 @@ IDS = {
 def test_a_column_of_any_type_is_copied(models, kind, tmp_path):
     path, out = tmp_path / "rows.parquet", tmp_path / "out.parquet"
     pq.write_table(table(key=IDS[kind]), path)
-    score(Settings(models[".pt2"], path, out, id="key", batch_size=100))
+    score(Settings(models[".ckpt"], path, out, id="key", batch_size=100))
     found = pq.read_table(out)
     assert found.column_names[:2] == ["index", "key"]
     assert found["key"].to_pylist() == IDS[kind].to_pylist()
@@ -197,7 +196,7 @@ def test_bad_data_is_one_error_and_leaves_nothing(models, name, tmp_path):
     text, message = BAD_DATA[name]
     path = write(tmp_path / "rows.csv", text)
     with pytest.raises(InputError, match=message):
-        score(Settings(models[".pt2"], path, tmp_path / "out.parquet", batch_size=10_000))
+        score(Settings(models[".ckpt"], path, tmp_path / "out.parquet", batch_size=10_000))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -210,14 +209,14 @@ def test_a_truncated_array(models, tmp_path):
     data = (tmp_path / "rows.npy").read_bytes()
     (tmp_path / "rows.npy").write_bytes(data[: len(data) - 20])
     with pytest.raises(InputError, match="incomplete: it ends within row 298 of 300"):
-        score(Settings(models[".pt2"], tmp_path / "rows.npy", tmp_path / "out.parquet"))
+        score(Settings(models[".ckpt"], tmp_path / "rows.npy", tmp_path / "out.parquet"))
     assert not (tmp_path / "out.parquet").exists()
 
 
 def test_an_interrupt_leaves_what_was_there(models, tmp_path):
     np.save(tmp_path / "rows.npy", X.numpy())
     out = write(tmp_path / "out.parquet", "before")
-    settings = Settings(models[".pt2"], tmp_path / "rows.npy", out, batch_size=100)
+    settings = Settings(models[".ckpt"], tmp_path / "rows.npy", out, batch_size=100)
 
     def interrupt(done, total):
         assert total == 300
@@ -270,13 +269,13 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
     write(tmp_path / "rows.csv", "a,b\n1,2\n")
     for name in ("old.parquet", "broken.ckpt"):
         write(tmp_path / name, "")
-    model = str(models[".pt2"])
+    model, graph = (str(models[suffix]) for suffix in (".ckpt", ".pt2"))
     cases = {
         "rows.npz has no array 'x'. Set --input to one of z.": [model, "rows.npz"],
         "--columns, --drop and --id apply to tables only": [model, "rows.npz", "--drop", "a"],
-        "--network and --task apply to checkpoints only": [model, "rows.npz", "--input", "z", "--task", "regression"],
+        "--network and --task apply to checkpoints only": [graph, "rows.npz", "--input", "z", "--task", "regression"],
         "--network must be the import path": [
-            str(models[".ckpt"]),
+            model,
             "rows.npz",
             "--input",
             "z",
@@ -284,7 +283,7 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
             "torch.nn:Lin",
         ],
         "--network: torch.nn:Linear() raised TypeError": [
-            str(models[".ckpt"]),
+            model,
             "rows.npz",
             "--input",
             "z",
@@ -342,7 +341,7 @@ print(*peaks)
     "kind", ["csv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("parquet", "npz", "npy"))]
 )
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_memory_does_not_grow_with_the_rows(models, kind, tmp_path):
+def test_memory_does_not_grow_with_the_rows(models, kind, tmp_path, preloaded):
     paths = []
     for num in (40_000, 400_000):
         x, path = X.repeat(num // 300 + 1, 1)[:num], tmp_path / f"{num}.{kind}"
@@ -353,9 +352,10 @@ def test_memory_does_not_grow_with_the_rows(models, kind, tmp_path):
         else:
             np.savez(path, x=x.double().numpy()) if kind == "npz" else np.save(path, x.double().numpy())
         paths.append(path)
-    run = [sys.executable, "-c", MEMORY, str(models[".pt2"]), *map(str, paths)]
+    script = write(tmp_path / "script.py", MEMORY)
     # Arrow reads ahead with each of its threads.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    output = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, check=True, text=True).stdout
+    environment = {"OMP_NUM_THREADS": "1"}
+    status, output = preloaded.run(script, environment, tmp_path, 400, [str(models[".pt2"]), *map(str, paths)])
+    assert status == 0, output
     small, large = map(int, output.split())
     assert large - small < 12  # MB; the rows alone are 13, and the outputs 34
