@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from collections import deque
+from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
+from lightning_uq.compare.jobs import workers
 from lightning_uq.compare.jobs.jobs import Workshop, devices_of
 from lightning_uq.compare.jobs.workers import run_in_processes
 from lightning_uq.compare.planning.marks import mark_of_test
@@ -20,6 +23,7 @@ from lightning_uq.compare.planning.plan import Job
 from lightning_uq.compare.training import evaluation, training
 from lightning_uq.errors import InputError, UQError
 from tests.compare.runs import TIMES
+from tests.contract.killing import PRELOADED
 
 METHOD = """
 import torch
@@ -93,8 +97,13 @@ def children():
 
 
 @pytest.fixture
-def none_left_behind():
-    """No process that the test began is alive after it; other tests' helpers may be."""
+def none_left_behind(monkeypatch):
+    """No process that the test began is alive after it; other tests' helpers may be.
+
+    Its processes are copies of one that has imported everything: new ones, which other tests start, take longer to import it than to run.
+    """
+    monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda kind: PRELOADED))
+    forkserver.ensure_running()
     before = children()
     yield
     assert not children() - before

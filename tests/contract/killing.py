@@ -11,13 +11,13 @@ import torch
 
 # Its children are copies of a process that has imported everything and run nothing: in a copy of a process whose threads have run,
 # OpenMP waits for ever, and torch refuses to differentiate.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.contract.cases"])
+PRELOADED = multiprocessing.get_context("forkserver")
+PRELOADED.set_forkserver_preload(["tests.contract.cases"])
 
 
 def dies(work: Callable[..., Any], *args: Any) -> bool:
     """Whether a signal kills the process that runs ``work(*args)``, a function of a module; what it left on the disk stays."""
-    child = _SERVER.Process(target=_run, args=(work, *args))
+    child = PRELOADED.Process(target=_run, args=(work, *args))
     child.start()
     child.join()
     if child.exitcode > 0:
