@@ -98,12 +98,18 @@ class Server:
     ) -> tuple[int, str]:
         """The exit status of a script, and what it wrote."""
         output = cwd / f"{script.stem}.output"
-        command, environment = [sys.executable, str(script), *arguments], {**os.environ, **env, _ADDRESS: self.address}
-        running = Script(command, environment, str(cwd), str(output))
+        running = self.start(script, env, cwd, output, arguments)
         try:
             return running.wait(timeout), output.read_text()
         finally:
             running.kill()
+
+    def start(
+        self, script: Path, env: Mapping[str, str], cwd: Path, output: Path, arguments: Sequence[str] = ()
+    ) -> Script:
+        """Start a script that writes to a file."""
+        command, environment = [sys.executable, str(script), *arguments], {**os.environ, **env, _ADDRESS: self.address}
+        return Script(command, environment, str(cwd), str(output))
 
     def close(self) -> None:
         """End it."""

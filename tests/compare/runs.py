@@ -4,7 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.preloaded import Script, Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +34,43 @@ def start(folder, *arguments):
     return subprocess.Popen(
         [sys.executable, "main.py", *arguments], cwd=folder, env=environment, text=True, stdout=-1, stderr=-1
     )
+
+
+_WITH_ERRORS_APART = f"""\
+import os
+os.dup2(os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+{_MAIN}"""
+
+
+class Copy:
+    """A command in a copy of a process that has imported everything, with the part of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, folder: Path, script: Script) -> None:
+        self.folder, self.script = folder, script
+        self.poll, self.send_signal, self.kill = script.poll, script.send_signal, script.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self.script.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What it wrote to its output and to its errors, after its end."""
+        self.script.wait(timeout)
+        return (self.folder / "stdout.txt").read_text(), (self.folder / "stderr.txt").read_text()
+
+
+@contextmanager
+def start_copy(server: Server, folder: Path, *arguments: str) -> Iterator[Copy]:
+    """As ``start``, but without seconds of imports."""
+    (folder / "main_of_copy.py").write_text(_WITH_ERRORS_APART)
+    (folder / "stdout.txt").write_text("")
+    script = server.start(
+        folder / "main_of_copy.py", {"OMP_NUM_THREADS": "1"}, folder, folder / "stdout.txt", arguments
+    )
+    try:
+        yield Copy(folder, script)
+    finally:
+        script.kill()
 
 
 def results(folder):

@@ -5,13 +5,14 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from lightning_uq.cli import main
 from lightning_uq.compare import Configuration, Interrupted, Recipe, compare
 from lightning_uq.compare.jobs.jobs import run_jobs
-from tests.compare.runs import COMMAND, results, start
+from tests.compare.runs import COMMAND, results, start, start_copy
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
 METHODS = ("--methods", "gaussian,conformal,ensemble_mean")
@@ -49,12 +50,13 @@ def same(found, expected):
         pytest.param(signal.SIGTERM, "2", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs):
+def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs, preloaded):
     # The third training is long enough to be interrupted in its midst.
     slow = tmp_path / "slow_method.py"
     slow.write_text(SLOW)
     methods = ("--methods", "gaussian,conformal,slow_method.py")
-    with start(tmp_path, *COMMAND, *methods, "--jobs", jobs) as process:
+    begin = start if jobs == "2" else partial(start_copy, preloaded)
+    with begin(tmp_path, *COMMAND, *methods, "--jobs", jobs) as process:
         wait_for(process, lambda: (tmp_path / "slow").exists() and len(records(tmp_path)) == 4)
         process.send_signal(number)
         out, error = process.communicate(timeout=60)
@@ -114,9 +116,9 @@ METHOD = Method(
 """
 
 
-def test_nothing_is_left_of_a_run_that_no_training_has_ended(tmp_path):
+def test_nothing_is_left_of_a_run_that_no_training_has_ended(tmp_path, preloaded):
     (tmp_path / "slow_method.py").write_text(SLOW)
-    with start(tmp_path, *COMMAND, "--methods", "slow_method.py") as process:
+    with start_copy(preloaded, tmp_path, *COMMAND, "--methods", "slow_method.py") as process:
         wait_for(process, (tmp_path / "slow").exists)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
@@ -134,22 +136,22 @@ DEAF = SLOW.replace("import time", "import os, signal").replace(
 )
 
 
-def test_an_interrupt_that_something_swallows_ends_the_run_after_the_training(tmp_path):
+def test_an_interrupt_that_something_swallows_ends_the_run_after_the_training(tmp_path, preloaded):
     (tmp_path / "deaf_method.py").write_text(DEAF)
-    with start(tmp_path, *COMMAND, "--methods", "gaussian,deaf_method.py") as process:
+    with start_copy(preloaded, tmp_path, *COMMAND, "--methods", "gaussian,deaf_method.py") as process:
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert error.splitlines()[-1] == "lightning-uq: interrupted after 3 of 4 trainings. Continue with --resume."
 
 
 @pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_killed_again_and_again_a_run_ends_as_an_uninterrupted_one(tmp_path, uninterrupted, jobs):
+def test_killed_again_and_again_a_run_ends_as_an_uninterrupted_one(tmp_path, uninterrupted, jobs, preloaded):
     """Each time it is killed a moment after the next record began, so that some kills fall between two records of a training."""
     clock = random.Random(int(jobs))
     trained = []
     for wanted in (1, 4):
         before = records(tmp_path)
-        with start(tmp_path, *COMMAND, *METHODS, "--resume", "--jobs", jobs) as process:
+        with start_copy(preloaded, tmp_path, *COMMAND, *METHODS, "--resume", "--jobs", jobs) as process:
             wait_for(process, lambda wanted=wanted: len(records(tmp_path)) >= wanted)
             time.sleep(0.1 * clock.random())
             process.kill()
@@ -159,7 +161,7 @@ def test_killed_again_and_again_a_run_ends_as_an_uninterrupted_one(tmp_path, uni
         assert len(records(tmp_path)) >= wanted, error
     (tmp_path / "run/records/.ensemble_mean-1.npz.partial").write_bytes(b"half a record")
     written = {name: (tmp_path / "run/records" / name).stat().st_mtime_ns for name in records(tmp_path)}
-    with start(tmp_path, *COMMAND, *METHODS, "--resume", "--jobs", jobs) as process:
+    with start_copy(preloaded, tmp_path, *COMMAND, *METHODS, "--resume", "--jobs", jobs) as process:
         out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert same(results(tmp_path / "run"), uninterrupted)
