@@ -1,8 +1,6 @@
 """Two gloo processes give what one gives: every metric, every fitted state, at numbers of rows that do not divide by two."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +33,15 @@ SHARDED = {
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def run_spawned(folder: Path, name: str) -> None:
+def run_spawned(preloaded, folder: Path, name: str) -> None:
     """Run a case in a process that spawns its ranks, which import everything anew."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.contract.two_ranks", "ddp_spawn", str(folder), name],
-        env={**os.environ, **ENVIRONMENT},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_two_ranks(preloaded, folder, ["ddp_spawn", str(folder), name])
+
+
+def run_two_ranks(preloaded, folder: Path, arguments: list[str]) -> None:
+    script = ROOT / "tests/contract/two_ranks.py"
+    status, said = preloaded.run(script, ENVIRONMENT, folder, 500, arguments)
+    assert status == 0, said[-4000:]
 
 
 def shared_run(tmp_path_factory, preloaded, strategy: str) -> Path:
@@ -57,9 +53,7 @@ def shared_run(tmp_path_factory, preloaded, strategy: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             folder.mkdir()
-            script = ROOT / "tests/contract/two_ranks.py"
-            status, said = preloaded.run(script, ENVIRONMENT, folder, 500, [strategy, str(folder)])
-            assert status == 0, said[-4000:]
+            run_two_ranks(preloaded, folder, [strategy, str(folder)])
             (folder / "done").touch()
     return folder
 
@@ -194,8 +188,8 @@ SPAWNED = [
 
 @pytest.mark.axis("ddp_spawn")
 @pytest.mark.parametrize("spawned_case", SPAWNED)
-def test_after_a_spawned_fit_everything_comes_from_the_files(spawned_case, request, tmp_path, make_trainer):
-    run_spawned(tmp_path, spawned_case.name)
+def test_after_a_spawned_fit_everything_comes_from_the_files(spawned_case, request, tmp_path, make_trainer, preloaded):
+    run_spawned(preloaded, tmp_path, spawned_case.name)
     two = result(tmp_path, spawned_case)
     task = getattr(spawned_case, "task", "classification")
     if spawned_case in MODULES:
