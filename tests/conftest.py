@@ -2,25 +2,22 @@
 
 import gc
 import getpass
-import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
-from lightning.fabric.utilities import registry
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import model_helpers
 
+import tests.quick_lightning  # noqa: F401
 from tests.preloaded import Server
 from tests.trainers import quiet_trainer
 
@@ -40,15 +37,6 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
 
 # They are about how Lightning calls jsonargparse. `lightning-uq` sets it too, so a test would depend on those that ran before.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
-
-
-# Each Trainer reads the entry points of all installed packages, a few hundred files, which takes ten times as long as all else in its
-# constructor. No test installs a package.
-registry.entry_points = cache(registry.entry_points)
-
-# Each `load_from_checkpoint` looks for a file of torch among its callers' files. Without `context=0` it also reads these files' lines, and
-# for some of them Python searches all modules of a worker, which takes a tenth of a second.
-model_helpers.inspect = SimpleNamespace(stack=partial(inspect.stack, context=0))
 
 
 # A worker holds a million objects after it has imported all tests, and several million later. One search for garbage among them takes

@@ -117,8 +117,8 @@ class Server:
 
 
 def _serve(address: str) -> None:
-
-    import tests.contract.cases  # noqa: F401
+    import tests.contract.cases
+    import tests.quick_lightning  # noqa: F401
 
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for a script

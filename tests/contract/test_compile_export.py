@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +24,7 @@ from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.fitted_predictor import FittedPredictor
 from tests.contract.cases import CLASSIFIERS, MODULES, UsersModule, loader, network, rows
 from tests.contract.running import TEST, TRAIN, VAL, density, run_all
+from tests.trainers import quiet_trainer
 from tests.versions import ONNX_EXPORT, TORCH_2_6, VMAP_EXPORT, skip_on_torch_2_6
 
 pytestmark = pytest.mark.filterwarnings(
@@ -222,10 +223,10 @@ ONE_OF_A_KIND = {
 }  # fmt: skip
 
 
-def some(cases):
+def some(cases, fast=ONE_OF_A_KIND):
     """The cases, those that are like another marked as slow."""
     return [
-        pytest.param(case, id=case.name.replace(" ", "_"), marks=[pytest.mark.slow] * (case.name not in ONE_OF_A_KIND))
+        pytest.param(case, id=case.name.replace(" ", "_"), marks=[pytest.mark.slow] * (case.name not in fast))
         for case in cases
     ]
 
@@ -245,14 +246,23 @@ def with_all_fitted(make_trainer, module, folder, *callbacks):
     return load_fitted(callbacks[-1].uq_ckpt_path, module, task=callbacks[-1].logits.given_task)
 
 
+def exported(model):
+    return torch.export.export(model, (X[:7],), dynamic_shapes=BATCH, strict=False)
+
+
 def assert_exports(model):
-    exported = torch.export.export(model, (X[:7],), dynamic_shapes=BATCH, strict=False).module()
+    assert_graph_is_right(model, exported(model))
+
+
+def assert_graph_is_right(model, program):
+    graph = program.module()
     for num in (1, 2, 7, TEST):
         with torch.no_grad():
-            assert_close(exported(X[:num]), model(X[:num]))
+            assert_close(graph(X[:num]), model(X[:num]))
 
 
-def assert_onnx_runs(model, folder):
+def assert_onnx_runs(model, source, folder):
+    """The graph that torch.onnx makes of a source, which is the model or its program of torch.export."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = folder / "model.onnx"
@@ -260,7 +270,8 @@ def assert_onnx_runs(model, folder):
     if named:
         model(X[:7])  # which tells the names
     names = model.output_names if named else None
-    torch.onnx.export(model, (X[:7],), path, dynamo=True, dynamic_shapes=BATCH, verbose=False, output_names=names)
+    given = {"args": (X[:7],), "dynamic_shapes": BATCH} if source is model else {}
+    torch.onnx.export(source, f=path, dynamo=True, verbose=False, output_names=names, **given)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -286,30 +297,49 @@ def test_a_modules_forward_exports(make_trainer, module_case):
 def test_a_modules_forward_runs_as_onnx(make_trainer, exported_case, tmp_path):
     skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in MAPPED)
     skip_on_torch_2_6(ONNX_EXPORT, exported_case.name in STACKED)
-    assert_onnx_runs(trained_module(make_trainer, exported_case), tmp_path)
+    assert_onnx_runs(module := trained_module(make_trainer, exported_case), module, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def all_fitted(tmp_path_factory):
+    """A case's network with its temperature and density, and its graph of torch.export, once for all tests."""
+
+    @cache
+    def export(name):
+        (case,) = (case for case in CLASSIFIERS if case.name == name)
+        torch.manual_seed(0)
+        module, folder = case.build(), tmp_path_factory.mktemp("fitted")
+        make_trainer = partial(quiet_trainer, folder)
+        fitted = with_all_fitted(make_trainer, module, folder, *density(module), TemperatureScaling())
+        return fitted, exported(fitted)
+
+    return export
 
 
 @pytest.mark.axis("export")
 @pytest.mark.parametrize("exported_case", some(CLASSIFIERS))
-def test_network_temperature_and_density_export_as_one_graph(make_trainer, exported_case, tmp_path):
+def test_network_temperature_and_density_export_as_one_graph(all_fitted, exported_case):
     skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in WEIGHTS_ARE_MADE)
-    module = exported_case.build()
-    assert_exports(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()))
+    assert_graph_is_right(*all_fitted(exported_case.name))
+
+
+# One network, members in a loop, members at once, members beside a base. ONNX graphs of the other networks, and their graphs of
+# torch.export with all that was fitted, are checked in every run too.
+FITTED_IN_ONNX = {"Deterministic", "Ensemble, loop", "Ensemble, stacked", "Epinet"}
 
 
 @pytest.mark.axis("onnx")
-@pytest.mark.parametrize("exported_case", some(CLASSIFIERS))
-def test_network_temperature_and_density_run_as_one_onnx_graph(make_trainer, exported_case, tmp_path):
+@pytest.mark.parametrize("exported_case", some(CLASSIFIERS, FITTED_IN_ONNX))
+def test_network_temperature_and_density_run_as_one_onnx_graph(all_fitted, exported_case, tmp_path):
     skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in WEIGHTS_ARE_MADE)
-    module = exported_case.build()
-    assert_onnx_runs(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()), tmp_path)
+    assert_onnx_runs(*all_fitted(exported_case.name), tmp_path)
 
 
 @pytest.mark.parametrize("check", [pytest.param(name, marks=pytest.mark.axis(name)) for name in ("export", "onnx")])
 def test_what_a_callback_fitted_leaves_with_the_network(make_trainer, fitting_case, check, tmp_path):
     batchnorm = check == "export" or not TORCH_2_6  # whose ONNX exporter lacks it
     fitted = with_all_fitted(make_trainer, UsersModule(batchnorm), tmp_path, fitting_case.build())
-    assert_exports(fitted) if check == "export" else assert_onnx_runs(fitted, tmp_path)
+    assert_exports(fitted) if check == "export" else assert_onnx_runs(fitted, fitted, tmp_path)
 
 
 def score_rows(names, monkeypatch):
@@ -342,9 +372,11 @@ def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
     names = {"__name__": "export"}
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+    text = PAGE.read_text()
+    assert "num_members=5)" in text
+    for block in re.findall(r"```python\n(.*?)```", text.replace("num_members=5)", "num_members=2)"), flags=re.DOTALL):
         exec(compile(block, PAGE.name, "exec"), names)
-    assert names["logits"].shape == (5, 256, 3)
+    assert names["logits"].shape == (2, 256, 3)
     probs = torch.as_tensor(names["logits"]).softmax(-1).mean(0)
     names["many"].prediction_transforms.clear()  # the graph gives raw outputs
     assert_close(probs, names["many"].predict(names["x"]).probs)
