@@ -217,15 +217,28 @@ def test_a_failure_leaves_an_earlier_result_alone(capsys, monkeypatch):
 # ------------------------------------------------------------------ fit, validate, test, predict
 
 
+# `validate` repeats the validation of `fit`, so one configuration of each task is enough for every run.
+VALIDATED = {"softmax_digits", "gaussian_curve"}
+RUNS = [pytest.param(path, ("test", "predict"), id=path.stem) for path in CONFIGS if path.stem not in VALIDATED] + [
+    pytest.param(
+        path,
+        ("validate", "test", "predict"),
+        id=f"{path.stem}-validated",
+        marks=[] if path.stem in VALIDATED else pytest.mark.slow,
+    )
+    for path in CONFIGS
+]
+
+
 @pytest.mark.filterwarnings("ignore:Classes .* are never predicted")  # two batches teach little
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
+@pytest.mark.parametrize(("config", "commands"), RUNS)
+def test_every_configuration_fits_tests_and_loads_bare(config, commands, workplace):
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
     run = ["--config", str(config), "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", *quiet]
     assert main(["fit", *run, "--trainer.max_epochs=1"]) == 0
     (checkpoint,) = [path for path in workplace.rglob("*.ckpt") if "-uq" not in path.name]
     assert str(checkpoint.relative_to(workplace)) in config.read_text()
-    for command in ("validate", "test", "predict"):
+    for command in commands:
         limit = f"--trainer.limit_{command.replace('idate', '')}_batches=1"
         assert main([command, "--config", str(config), *quiet, limit, "--ckpt_path", str(checkpoint)]) == 0
     (written,) = workplace.rglob("predictions-rank0.csv")
