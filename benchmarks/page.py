@@ -13,9 +13,14 @@ during a call, beyond those alive before it.
 """
 
 
+NO_GPU = """No row was measured on a GPU yet. [Rows that wait for a GPU](README.md#rows-that-wait-for-a-gpu) lists those that need one, and what the tests count without it.
+"""
+
+
 def page(groups: dict[str, Any]) -> str:
     """The page of all groups, {name: {"title", "about", "where", "works"}}."""
-    return "\n".join([HEAD, *(section(group) for group in groups.values())])
+    on_gpu = any(name.endswith(", cuda") for name in groups)
+    return "\n".join([HEAD, *([] if on_gpu else [NO_GPU]), *(section(group) for group in groups.values())])
 
 
 def section(group: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The harness of `make bench`: results are compared before anything is timed, contenders take turns, and missing peers are named."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +120,14 @@ def test_the_page_tells_ratios_within_a_turn_and_where_it_was_measured():
         "## T\n\nWhat.\n\n2026-01-02, a processor, 2 cores, 1 thread(s), processor time, 3 measurements, load average 0.5"
         in text
     )
+
+
+def test_the_page_says_so_while_nothing_was_measured_on_a_gpu():
+    group = {"title": "T", "about": "", "where": WHERE, "works": []}
+    assert "No row was measured on a GPU yet." in page({"g": group})
+    assert "No row was measured on a GPU" not in page({"g": group, "g, cuda": group})
+    target = "Rows that wait for a GPU"
+    assert f"## {target}" in (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text()
 
 
 def test_one_measurement_has_no_spread():
