@@ -152,8 +152,10 @@ def _report_second(batch: Any, about: object | None) -> None:
         about,
         is_doubtful=bool(labels) and not is_plain,
     )
-    # The second may be lengths. Numbers that do not repeat, such as the samples' positions, are no labels.
-    rival = next((i for i in labels if len(batch[i].unique()) < len(batch[i])), None) if is_first and is_plain else None
+    # The second may be lengths. Numbers that are all different, such as the samples' positions, or all the same are no labels.
+    rival = (
+        next((i for i in labels if 1 < len(batch[i].unique()) < len(batch[i])), None) if is_first and is_plain else None
+    )
     if rival is not None:
         report_guess(
             f"Batches hold integers per row in element {rival} too, which repeat as labels do, but element 1 is read as the target. If it is not, pass "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.precision import upcast, wide_dtype, widen
 from lightning_uq.functional.validation import check_choice, check_integer, classification_rows
 from lightning_uq.functional.waiting import is_free
 
@@ -74,7 +74,7 @@ def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
         >>> uniform_bins(torch.tensor([0.0, 0.5, 0.51, 1.0]), 2)
         tensor([0, 0, 1, 1])
     """
-    if confidence.dtype == torch.float32 and is_free(confidence):
+    if confidence.dtype == torch.float32 and is_free(confidence) and wide_dtype(confidence.device) == torch.float64:
         # The search in `bucketize` mispredicts most branches and takes a CPU twice to ten times as long. A float32 exceeds
         # round(k / num_bins) exactly if the midpoint between it and the next lower float32, 2^28 steps of float64 below it, exceeds
         # k / num_bins.

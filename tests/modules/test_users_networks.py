@@ -113,6 +113,7 @@ def test_plain_members_without_forward_are_refused():
         EnsembleModule(lambda: nn.ModuleList([nn.Linear(4, 3)]), num_members=2)
 
 
+@pytest.mark.filterwarnings("ignore:The members train by their own steps")
 def test_members_without_forward_train_alone_and_say_why_they_predict_nothing(make_trainer):
     ensemble, trainer = EnsembleModule(NoForward, num_members=2), make_trainer()
     trainer.fit(ensemble, loader())
