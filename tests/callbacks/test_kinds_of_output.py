@@ -6,7 +6,16 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq import ConformalIntervals, FitGMM, FitKNN, OODAlarm, OODDetection, TemperatureScaling
+from lightning_uq import (
+    ConformalIntervals,
+    EnsembleModule,
+    FitGMM,
+    FitKNN,
+    OODAlarm,
+    OODDetection,
+    Regression,
+    TemperatureScaling,
+)
 from lightning_uq.errors import InputError
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
@@ -109,3 +118,38 @@ def test_attached_densities_read_the_outputs_before_the_training(make_trainer, m
     with pytest.raises(InputError, match=r"Pass `task=Binary\(\)` for one logit per input"):
         trainer.fit(Squeezed(), loader, loader)
     assert trainer.global_step == 0
+
+
+class MeanAndVariance(Sigmoid):
+    """A mean and a variance [B, 1] of a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        mean, log_variance = self.net(x).chunk(2, 1)
+        return mean, log_variance.exp()
+
+    def training_step(self, batch, batch_idx):
+        mean, variance = self(batch[0])
+        return nn.functional.gaussian_nll_loss(mean, batch[1][:, None], variance)
+
+
+def test_ensembles_of_sigmoids_and_variances_predict_what_their_members_say(make_trainer):
+    ensemble = EnsembleModule(Sigmoid, num_members=2, output=torch.logit, task="binary")
+    make_trainer(max_epochs=1).fit(ensemble, rows(0, 100))
+    probs = ensemble.eval()(X[:9]).reshape(2, 9).sigmoid()
+    torch.testing.assert_close(ensemble.predict(X[:9]).probs[:, 1], probs.mean(0))
+
+    ensemble = EnsembleModule(
+        MeanAndVariance,
+        num_members=2,
+        output=lambda out: torch.cat([out[0], out[1].log()], 1),
+        task=Regression(head="mean_log_variance"),
+    )
+    make_trainer(max_epochs=1).fit(ensemble, rows(0, 100))
+    mean, log_variance = ensemble.eval()(X[:9]).chunk(2, 2)
+    prediction = ensemble.predict(X[:9])
+    torch.testing.assert_close(prediction.mean, mean.mean(0))
+    torch.testing.assert_close(prediction.variance, log_variance.exp().mean(0) + mean.var(0, correction=0))
