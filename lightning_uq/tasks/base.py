@@ -130,7 +130,7 @@ class Task(ABC):
         """
 
     def check_kind(self, output: object) -> None:
-        """Raise an :class:`InputError` for an argument ``output`` that makes log-probabilities of probabilities, if the task needs raw outputs."""
+        """Raise an :class:`InputError` for an argument ``output`` of ``"probs"`` or ``"log_probs"`` if the task needs raw outputs."""
         if output in ("probs", "log_probs") and not self.takes_probabilities:
             of_sigmoid = output == "probs" and not self.has_numeric_targets
             advice = "`torch.logit`, which undoes a sigmoid" if of_sigmoid else "a function that picks them"

@@ -24,7 +24,7 @@ class EnsembleMetrics(Part):
     """The metrics under ``ensemble/val_*`` and ``ensemble/test_*``, which are skipped if the data or outputs do not fit.
 
     Members that train alone need not fit the ensemble's task, so failures here do not stop the run, and are reported once: as a warning, from
-    the first batch on, if the ensemble cannot predict such batches either. The exception are non-finite inputs or outputs: outside a
+    the first batch on, if the ensemble cannot predict such batches either. The exceptions are non-finite inputs or outputs: outside a
     training they are an error.
 
     One batch that does not fit skips all metrics of its loader, because metrics of part of the data would look like those of all.
